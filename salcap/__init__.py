@@ -1,0 +1,60 @@
+"""Video captioning with a saliency front-end.
+
+    >>> import salcap
+    >>> salcap.SaliencyCaptioner.from_pretrained("salcap-mini").caption("clip.mp4").text
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from salcap._transformers_hook import register_when_imported
+
+if TYPE_CHECKING:
+    from salcap.caption import Caption
+    from salcap.config import Weighting
+    from salcap.evaluation.captions import score_captions
+    from salcap.frames import Frames
+    from salcap.pipeline import SaliencyCaptioner
+    from salcap.saliency import create_saliency, list_saliency, register_saliency
+    from salcap.video import VideoDecodeError, read_frames
+
+__version__ = "0.1.0"
+__all__ = [
+    "Caption",
+    "Frames",
+    "SaliencyCaptioner",
+    "VideoDecodeError",
+    "Weighting",
+    "create_saliency",
+    "list_saliency",
+    "read_frames",
+    "register_saliency",
+    "score_captions",
+]
+
+_HOMES = {
+    "Caption": "salcap.caption",
+    "Frames": "salcap.frames",
+    "SaliencyCaptioner": "salcap.pipeline",
+    "VideoDecodeError": "salcap.video",
+    "Weighting": "salcap.config",
+    "create_saliency": "salcap.saliency",
+    "list_saliency": "salcap.saliency",
+    "read_frames": "salcap.video",
+    "register_saliency": "salcap.saliency",
+    "score_captions": "salcap.evaluation.captions",
+}
+
+register_when_imported()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'salcap' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,45 @@
+"""Caption: what the pipeline hands back, one for each clip."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One clip's caption with everything needed to reproduce it.
+
+    Attributes:
+        text: the caption; None where the clip failed, and then ``error`` says why.
+        start_seconds, end_seconds: the part of the video that the caption speaks of.
+        score: mean log-probability per token; None where the captioner gives none.
+        timings: milliseconds by stage (``read_ms``, ``saliency_ms``, ``encode_ms``, ``decode_ms``).
+        visual_tokens: tokens the text decoder saw, over all frames.
+    """
+
+    text: str | None
+    path: str | None = None
+    start_seconds: float | None = None
+    end_seconds: float | None = None
+    score: float | None = None
+    model: str | None = None
+    revision: str | None = None
+    saliency: str | None = None
+    mode: str = "none"
+    policy: str | None = None
+    keep_ratio: float = 1.0
+    visual_tokens: int | None = None
+    frame_pts_seconds: tuple[float, ...] = ()
+    timings: dict[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    error: str | None = None
+
+    def __str__(self) -> str:
+        return self.text if self.text is not None else f"<failed: {self.error}>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary; the caption's text is under ``caption``."""
+        record = asdict(self)
+        text = record.pop("text")
+        return {"path": record.pop("path"), "caption": text, **record}

@@ -1,0 +1,238 @@
+"""What all Hugging Face families share: checks, batches, maps over patches, scores, loading."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import transformers
+from torch import Tensor
+
+from salcap.captioners.base import GeneratedText
+from salcap.captioners.preprocessing import FramePreprocessor
+from salcap.captioners.visual_tokens import ClipTokens
+from salcap.config import Weighting
+from salcap.frames import Frames
+from salcap.weighting import relative_saliency
+
+
+@dataclass(frozen=True, eq=False)
+class ClipBatch:
+    """Clips that go through the model together.
+
+    Attributes:
+        pixels: (B, F, 3, h, w) on the model's device, in its dtype.
+        log_densities: for each clip (F, h', w') over the whole frame; None where the mode is "none".
+    """
+
+    clips: Sequence[Frames]
+    pixels: Tensor
+    log_densities: Sequence[Tensor] | None
+    weighting: Weighting
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """What a model generated for a batch, as ``transformers`` returns it, with the wall time of its vision encoder."""
+
+    output: Any
+    visual_tokens: int
+    encode_ms: float
+
+
+class CaptionerFamily(ABC):
+    """Base of the families: implement `generate_batch`, name the class to load, say what the architecture allows.
+
+    Args:
+        model: a loaded model of ``transformers_class``; it is put in evaluation mode.
+        processor: a processor with ``image_processor`` and ``tokenizer``, or the two as a tuple.
+        name, revision: for records; taken from the model where None.
+
+    Raises:
+        ValueError: a model of another class, or a processor without the two parts.
+    """
+
+    transformers_class: ClassVar[str]
+    unused_weights: ClassVar[tuple[str, ...]] = ()  # parameters a checkpoint may lack: captioning never reads them
+
+    modes: frozenset[str] = frozenset({"none", "scale", "bias", "prune"})
+    early_pruning: bool = True
+    max_frames: int | None = None
+    default_saliency: str = "center"
+    default_weighting: Weighting = Weighting()
+
+    def __init__(self, model: Any, processor: Any, *, name: str | None = None, revision: str | None = None) -> None:
+        if not isinstance(model, getattr(transformers, self.transformers_class)):
+            raise ValueError(f"{type(self).__name__} needs a {self.transformers_class}, got {type(model).__name__}")
+        self.model = model.eval()
+        image_processor, self.tokenizer = _split_processor(processor)
+        self.preprocess = FramePreprocessor(image_processor)
+        self.name = name or model.name_or_path or type(model).__name__
+        self.revision = revision or getattr(model.config, "_commit_hash", None)
+        self.read_options: dict[str, Any] = self.preprocess.read_options
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str,
+        *,
+        name: str | None = None,
+        revision: str | None = None,
+        dtype: torch.dtype | str = torch.float32,
+        trust_remote_code: bool = False,
+    ) -> CaptionerFamily:
+        """Load model, image processor (PIL, so that results do not depend on torchvision) and tokenizer.
+
+        Raises:
+            OSError: files that cannot be found.
+            ValueError: a checkpoint that lacks weights of the captioning model.
+        """
+        source: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+        config = transformers.AutoConfig.from_pretrained(path, **source)
+        model, loading = getattr(transformers, cls.transformers_class).from_pretrained(
+            path, config=config, revision=source["revision"], dtype=dtype, output_loading_info=True
+        )
+        missing = sorted(k for k in loading["missing_keys"] if not k.startswith(cls.unused_weights or ("\0",)))
+        if missing:
+            raise ValueError(
+                f"{path} lacks {len(missing)} weights of {cls.transformers_class} ({', '.join(missing[:3])}, ...):"
+                f" it was made for {config.architectures}"
+            )
+        image_processor = transformers.AutoImageProcessor.from_pretrained(path, backend="pil", **source)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path, **source)
+        return cls(model, (image_processor, tokenizer), name=name or path)
+
+    @abstractmethod
+    def generate_batch(self, batch: ClipBatch, generation: dict[str, Any]) -> Generation:
+        """Encode and decode clips of equal shape."""
+
+    def can_batch(self, weighting: Weighting) -> bool:
+        """Whether several clips may share one call under this weighting."""
+        return True
+
+    @torch.no_grad()
+    def generate(
+        self,
+        clips: Sequence[Frames],
+        log_densities: Sequence[Tensor] | None,
+        weighting: Weighting,
+        **generation: Any,
+    ) -> list[GeneratedText]:
+        """See `Captioner.generate`. Clips of equal shape share a call; the others go after one another."""
+        self._check(clips, log_densities, weighting, generation)
+        generation = {**generation, "return_dict_in_generate": True, "output_scores": True}
+        groups: dict[Any, list[int]] = {}
+        pixels, preprocess_ms = [], []
+        for index, frames in enumerate(clips):
+            started = self.now_ms()
+            pixels.append(self.preprocess(frames))
+            preprocess_ms.append(self.now_ms() - started)
+            key = pixels[-1].shape if self.can_batch(weighting) else index
+            groups.setdefault(key, []).append(index)
+        texts: dict[int, GeneratedText] = {}
+        for indices in groups.values():
+            started = self.now_ms()
+            batch = ClipBatch(
+                [clips[i] for i in indices],
+                torch.stack([pixels[i] for i in indices]).to(self.model.device, self.model.dtype),
+                None if log_densities is None else [log_densities[i].to(self.model.device) for i in indices],
+                weighting,
+            )
+            result = self.generate_batch(batch, generation)
+            decode_ms = (self.now_ms() - started - result.encode_ms) / len(indices)
+            encode_ms = result.encode_ms / len(indices)
+            captions = self.tokenizer.batch_decode(result.output.sequences, skip_special_tokens=True)
+            scores = mean_log_probs(result.output, self.eos_token_ids(generation))
+            for i, caption, score in zip(indices, captions, scores, strict=True):
+                stages = (preprocess_ms[i] + encode_ms, decode_ms)
+                texts[i] = GeneratedText(caption.strip(), score, result.visual_tokens, *stages)
+        return [texts[i] for i in range(len(clips))]
+
+    def plan(self, batch: ClipBatch, grid: tuple[int, int], num_prefix_tokens: int) -> list[ClipTokens]:
+        """What each clip's map does to its tokens; the map is cut to the part of the frame that the model sees."""
+        plans = []
+        for index, frames in enumerate(batch.clips):
+            saliency = None
+            if batch.log_densities is not None:
+                box = self.preprocess.seen_box(*frames.pixels.shape[-2:])
+                saliency = relative_saliency(batch.log_densities[index], grid, box)
+            plans.append(ClipTokens(batch.weighting, len(frames), grid, num_prefix_tokens, saliency))
+        return plans
+
+    def eos_token_ids(self, generation: dict[str, Any]) -> list[int]:
+        """Tokens that end a caption under these keyword arguments."""
+        config = generation.get("generation_config") or self.model.generation_config
+        eos = generation.get("eos_token_id", config.eos_token_id)
+        return [] if eos is None else torch.as_tensor(eos).reshape(-1).tolist()
+
+    def now_ms(self) -> float:
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)  # kernels run behind the host: wait for what was timed
+        return time.perf_counter() * 1000
+
+    def _check(
+        self,
+        clips: Sequence[Frames],
+        log_densities: Sequence[Tensor] | None,
+        weighting: Weighting,
+        generation: dict[str, Any],
+    ) -> None:
+        unknown = sorted(set(weighting.modes) - self.modes)
+        if unknown:
+            raise ValueError(f"{self.name} cannot honour mode {'+'.join(unknown)!r}; it allows {sorted(self.modes)}")
+        for frames in clips:
+            if self.max_frames is not None and len(frames) > self.max_frames:
+                raise ValueError(f"{self.name} takes at most {self.max_frames} frames a clip, got {len(frames)}")
+        if (log_densities is None) != (weighting.mode == "none"):
+            given = "no log_densities" if log_densities is None else "log_densities"
+            raise ValueError(f"mode {weighting.mode!r} got {given}: maps are for every mode but 'none'")
+        for index, (frames, maps) in enumerate(zip(clips, log_densities or [], strict=False)):
+            if maps.ndim != 3 or len(maps) != len(frames) or not maps.is_floating_point():
+                expected = f"({len(frames)}, h, w) float"
+                raise ValueError(f"log_densities[{index}] must be {expected}, got {tuple(maps.shape)} {maps.dtype}")
+        if log_densities is not None and len(log_densities) != len(clips):
+            raise ValueError(f"got {len(log_densities)} log_densities for {len(clips)} clips")
+        if generation.get("num_return_sequences", 1) != 1:
+            raise ValueError(f"one caption a clip: num_return_sequences is {generation['num_return_sequences']}, not 1")
+
+
+def mean_log_probs(output: Any, eos_token_ids: Sequence[int]) -> list[float | None]:
+    """Mean log-probability per generated token of each sequence, the end token counted.
+
+    Of the scores that the search went by (after ``transformers``' logits processors). For beam search it is
+    ``sequences_scores`` at length penalty 1, whatever the length penalty was. None where there are no scores.
+    """
+    sequences, scores = output.sequences, output.scores
+    if not scores:
+        return [None] * len(sequences)
+    rows = getattr(output, "beam_indices", None)
+    searched = rows is not None
+    if rows is None:  # greedy search and sampling: every sequence stays in its row until its end token
+        ended = torch.isin(sequences[:, -len(scores) :], sequences.new_tensor(eos_token_ids)).long()
+        going = ended.cumsum(1) - ended == 0
+        rows = torch.arange(len(sequences), device=sequences.device)[:, None].where(going, -1)
+    tokens = sequences[:, -rows.shape[1] :]
+    total = torch.zeros(len(sequences), device=sequences.device)
+    for step in range(rows.shape[1]):
+        step_scores = scores[step][rows[:, step].clamp_min(0)].float()
+        if not searched:  # beam search keeps log-probabilities, the others keep logits
+            step_scores = step_scores.log_softmax(-1)
+        chosen = step_scores.gather(1, tokens[:, step, None])[:, 0]
+        total += chosen.where(rows[:, step] >= 0, 0.0)
+    return (total / (rows >= 0).sum(1)).tolist()
+
+
+def _split_processor(processor: Any) -> tuple[Any, Any]:
+    if isinstance(processor, (tuple, list)) and len(processor) == 2:
+        return processor[0], processor[1]
+    parts = getattr(processor, "image_processor", None), getattr(processor, "tokenizer", None)
+    if None in parts:
+        raise ValueError(
+            f"processor must have an image_processor and a tokenizer, or be the two as a tuple,"
+            f" got {type(processor).__name__}"
+        )
+    return parts

@@ -1,0 +1,88 @@
+"""GIT: frames' tokens in front of the text, in one transformer. https://arxiv.org/abs/2205.14100"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from salcap.captioners.family import CaptionerFamily, ClipBatch, Generation
+from salcap.captioners.preprocessing import patch_grid
+from salcap.captioners.visual_tokens import ClipTokens, stack_bias
+from salcap.config import Weighting
+
+
+class GitCaptioner(CaptionerFamily):
+    """``GitForCausalLM``: "prune" drops patches before the vision encoder, "scale" fades them after the projection and
+    its LayerNorm (which would undo it earlier), "bias" adds to the scores of the visual keys in every text layer.
+
+    An image model takes one frame, a video model as many as it has time embeddings. The vision encoder runs within
+    ``generate``, once for each beam.
+    """
+
+    transformers_class = "GitForCausalLM"
+
+    def __init__(self, model: Any, processor: Any, *, name: str | None = None, revision: str | None = None) -> None:
+        super().__init__(model, processor, name=name, revision=revision)
+        self.max_frames = model.config.num_image_with_embedding or 1
+
+    def can_batch(self, weighting: Weighting) -> bool:
+        # frames of one index are encoded together, so clips that share tokens out over frames go one by one
+        return not ("prune" in weighting.modes and weighting.scope == "clip")
+
+    def generate_batch(self, batch: ClipBatch, generation: dict[str, Any]) -> Generation:
+        git, vision = self.model.git, self.model.config.vision_config
+        pixels = batch.pixels if self.model.config.num_image_with_embedding else batch.pixels[:, 0]
+        plans = self.plan(batch, patch_grid(pixels, vision.image_size, vision.patch_size), num_prefix_tokens=1)
+        times: list[float] = []
+        with ExitStack() as hooks:
+            # each is removed on leaving, also when generate raises
+            hooks.enter_context(git.image_encoder.register_forward_pre_hook(lambda *_: times.append(-self.now_ms())))
+            hooks.enter_context(git.image_encoder.register_forward_hook(lambda *_: times.append(self.now_ms())))
+            if plans[0].prunes:
+                embeddings = git.image_encoder.vision_model.embeddings
+                hooks.enter_context(embeddings.register_forward_hook(_prune_hook(plans)))
+            if "scale" in batch.weighting.modes:
+                hooks.enter_context(git.visual_projection.register_forward_hook(_scale_hook(plans)))
+            if (bias := stack_bias(plans)) is not None:
+                hooks.enter_context(git.encoder.register_forward_pre_hook(_bias_hook(bias), with_kwargs=True))
+            output = self.model.generate(pixel_values=pixels, **generation)
+        return Generation(output, plans[0].num_tokens, sum(times))
+
+
+def _by_clip(plans: list[ClipTokens], rows: Tensor) -> zip[tuple[ClipTokens, Tensor]]:
+    """Each clip's plan with its rows: its beams are neighbours."""
+    return zip(plans, rows.chunk(len(plans)), strict=True)
+
+
+def _prune_hook(plans: list[ClipTokens]) -> Any:
+    calls = count()  # the encoder is called for one frame after another
+
+    def hook(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        frame = next(calls) % len(plans[0].counts)
+        return torch.cat([plan.prune(frame, rows) for plan, rows in _by_clip(plans, output)])
+
+    return hook
+
+
+def _scale_hook(plans: list[ClipTokens]) -> Any:
+    def hook(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        return torch.cat([plan.scale(rows) for plan, rows in _by_clip(plans, output)])
+
+    return hook
+
+
+def _bias_hook(bias: Tensor) -> Any:
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        mask = kwargs["attention_mask"]
+        if mask is None or not mask.is_floating_point():
+            raise ValueError("mode 'bias' needs GIT's eager attention, whose mask is added to the scores")
+        rows = bias.repeat_interleave(len(args[0]) // len(bias), 0)[:, None, None].to(mask.dtype)
+        # visual keys come first, in the prefill as in the cache
+        return args, {**kwargs, "attention_mask": mask + F.pad(rows, (0, mask.shape[-1] - bias.shape[1]))}
+
+    return hook

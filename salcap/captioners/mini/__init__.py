@@ -1,0 +1,1 @@
+"""salcap-mini, the bundled captioner: a saliency-aware encoder inside a VisionEncoderDecoderModel."""

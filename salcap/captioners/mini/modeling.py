@@ -1,0 +1,193 @@
+"""The bundled captioner's encoder: trunk features, saliency, then transformer layers over what is left.
+
+Flow of one clip (B clips, F frames, N = grid * grid patches of width D)::
+
+    pixels -> EfficientNet-Lite -> stride-16 patches + the stride-32 map, up-sampled -> (B, F, N, D)
+           -> saliency scales and prunes -> (B, F, K, D) -> transformer layers within each frame
+           -> time embedding -> (B, F * K, D) for the text decoder's cross-attention
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModel, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from salcap.captioners.mini.configuration import SalcapEncoderConfig
+from salcap.config import Weighting
+from salcap.efficientnet_lite import EfficientNetLite
+from salcap.weighting import prune_patches, relative_saliency, scale_patches
+
+
+class TimeEmbedding(nn.Module):
+    """Adds when a frame is shown, relative to the clip's first; nothing at time zero, so a still is unchanged."""
+
+    def __init__(self, width: int, frequencies: int = 16) -> None:
+        super().__init__()
+        periods = torch.logspace(math.log10(0.5), math.log10(120.0), frequencies)  # seconds
+        self.register_buffer("angular", 2 * math.pi / periods, persistent=False)
+        self.project = nn.Linear(2 * frequencies, width, bias=False)
+
+    def forward(self, seconds: Tensor) -> Tensor:
+        angles = seconds[..., None].to(self.angular.dtype) * self.angular
+        waves = torch.cat([angles.sin(), angles.cos() - 1], dim=-1)
+        return self.project(waves.to(self.project.weight.dtype))
+
+
+class SalcapEncoder(PreTrainedModel):
+    """Saliency-aware vision encoder, registered with ``AutoModel`` as "salcap-encoder"."""
+
+    config_class = SalcapEncoderConfig
+    main_input_name = "pixel_values"
+    base_model_prefix = "encoder"
+
+    def __init__(self, config: SalcapEncoderConfig) -> None:
+        super().__init__(config)
+        width = config.hidden_size
+        self.grid = config.image_size // 16
+        self.trunk = EfficientNetLite(config.trunk)
+        local, deep = self.trunk.feature_channels[2], self.trunk.head.out_channels
+        self.local_norm = nn.LayerNorm(local)
+        self.local_projection = nn.Linear(local, width)
+        self.deep_projection = nn.Linear(deep, width, bias=False)
+        self.position_embedding = nn.Parameter(torch.zeros(self.grid**2, width))
+        self.saliency_embedding = nn.Parameter(torch.zeros(width))
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                width,
+                config.num_attention_heads,
+                config.intermediate_size,
+                config.hidden_dropout_prob,
+                activation="gelu",
+                batch_first=True,
+                norm_first=True,
+            )
+            for _ in range(config.num_hidden_layers)
+        )
+        for layer in self.layers:
+            layer.self_attn.dropout = 0.0  # dropping attention weights would rule out the fused kernel
+        self.time_embedding = TimeEmbedding(width)
+        self.norm = nn.LayerNorm(width)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self:
+            nn.init.normal_(self.position_embedding, std=self.config.initializer_range)
+            nn.init.zeros_(self.saliency_embedding)
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        pts_seconds: Tensor | None = None,
+        log_density: Tensor | None = None,
+        mode: str = "none",
+        policy: str = "foveate",
+        keep_ratio: float = 1.0,
+        scope: str = "frame",
+        strength: float = 0.5,
+        seed: int = 0,
+        trunk_features: tuple[Tensor, Tensor] | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutput:
+        """Encode clips for the text decoder.
+
+        Args:
+            pixel_values: (B, F, 3, S, S) or (B, 3, S, S), float RGB in 0..1, S the config's ``image_size``.
+            pts_seconds: (B, F) presentation times; None means all zero.
+            log_density: (B, F, h, w) log-density over each frame; needed by every mode but "none".
+            mode, policy, keep_ratio, scope, strength, seed: see `salcap.config.Weighting`.
+            trunk_features: (local (B, F, N, C16), deep (B, F, N / 4, C32)) of the frozen trunk instead of pixels.
+
+        Returns:
+            BaseModelOutput with ``last_hidden_state`` (B, tokens, D), frames one after another.
+        """
+        weighting = Weighting(mode, policy, keep_ratio, scope, strength, seed)
+        local, deep = self._read_trunk(pixel_values) if trunk_features is None else trunk_features
+        patches = self._embed(local, deep)
+        batch, frames, _, width = patches.shape
+        if weighting.mode == "none":
+            if log_density is not None:
+                raise ValueError("log_density was given but mode is 'none'; choose scale, prune or scale+prune")
+            tokens = patches
+            frame_of_token = None
+        else:
+            tokens, frame_of_token = self._weight(patches, log_density, weighting)
+        per_frame = tokens.dim() == 4
+        tokens = tokens.flatten(0, 1) if per_frame else tokens
+        for layer in self.layers:
+            tokens = layer(tokens) if frame_of_token is None else layer(tokens, src_mask=_same_frame(frame_of_token, self))
+        tokens = tokens.reshape(batch, -1, width)
+        if pts_seconds is not None:
+            embedded = self.time_embedding(pts_seconds - pts_seconds[:, :1])
+            if frame_of_token is None:
+                tokens = tokens + embedded.repeat_interleave(tokens.shape[1] // frames, dim=1)
+            else:
+                tokens = tokens + embedded.gather(1, frame_of_token[..., None].expand(-1, -1, width))
+        return BaseModelOutput(last_hidden_state=self.norm(tokens))
+
+    def _read_trunk(self, pixel_values: Tensor | None) -> tuple[Tensor, Tensor]:
+        if pixel_values is None:
+            raise ValueError("pixel_values or trunk_features must be given")
+        if pixel_values.dim() == 4:
+            pixel_values = pixel_values[:, None]
+        size = self.config.image_size
+        if pixel_values.dim() != 5 or pixel_values.shape[2:] != (3, size, size):
+            raise ValueError(f"pixel_values must be (B, F, 3, {size}, {size}), got {tuple(pixel_values.shape)}")
+        batch, frames = pixel_values.shape[:2]
+        pixels = pixel_values.flatten(0, 1).to(self.dtype).contiguous(memory_format=torch.channels_last)
+        maps = self.trunk(pixels)
+        local, deep = (m.flatten(2).transpose(1, 2).unflatten(0, (batch, frames)) for m in (maps[2], maps[3]))
+        return local, deep
+
+    def _embed(self, local: Tensor, deep: Tensor) -> Tensor:
+        """Patches (B, F, N, D): the local features, plus the semantic ones of the coarser map up-sampled to them."""
+        batch, frames = local.shape[:2]
+        side = self.grid // 2
+        coarse = deep.flatten(0, 1).transpose(1, 2).unflatten(2, (side, side))
+        semantic = self.deep_projection(self.trunk.semantic(coarse).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        semantic = F.interpolate(semantic, scale_factor=2, mode="bilinear", align_corners=False)
+        semantic = semantic.flatten(2).transpose(1, 2).unflatten(0, (batch, frames))
+        patches = self.local_projection(self.local_norm(local)) + semantic
+        return self.dropout(patches + self.position_embedding)
+
+    def _weight(
+        self, patches: Tensor, log_density: Tensor | None, weighting: Weighting
+    ) -> tuple[Tensor, Tensor | None]:
+        if log_density is None:
+            raise ValueError(f"mode {weighting.mode!r} needs log_density (B, F, h, w)")
+        grid = (self.grid, self.grid)
+        saliency = relative_saliency(log_density, grid).to(patches.dtype)
+        if "scale" in weighting.modes:
+            patches = scale_patches(patches, saliency, weighting.strength)
+            # a learned direction says how salient a patch is: log 1 = 0 leaves it as it was
+            gain = weighting.strength * saliency.clamp(1e-2, 1e2).log()
+            patches = patches + gain[..., None] * self.saliency_embedding
+        if "prune" not in weighting.modes or weighting.keep_ratio == 1.0:
+            return patches, None
+        tokens, selection = prune_patches(
+            patches,
+            saliency,
+            grid,
+            keep_ratio=weighting.keep_ratio,
+            policy=weighting.policy,
+            scope=weighting.scope,
+            seed=weighting.seed,
+        )
+        return tokens, (selection.frame_of_token if weighting.scope == "clip" else None)
+
+
+def _same_frame(frame_of_token: Tensor, encoder: SalcapEncoder) -> Tensor:
+    """(B * heads, K, K) bool mask, True where two tokens are of different frames and must not attend."""
+    differs = frame_of_token[:, :, None] != frame_of_token[:, None, :]
+    return differs.repeat_interleave(encoder.config.num_attention_heads, dim=0)
+
+
+AutoModel.register(SalcapEncoderConfig, SalcapEncoder, exist_ok=True)

@@ -1,0 +1,94 @@
+"""Frames to the pixels a model reads, and which part of each frame that is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.image_processing_backends import PilBackend, TorchvisionBackend
+from transformers.image_transforms import get_resize_output_image_size
+
+from salcap.frames import Frames
+
+_GEOMETRY = ("_preprocess", "resize", "center_crop")
+
+
+class FramePreprocessor:
+    """Runs a model's image processor over frames, and knows the box of the frame that survives it.
+
+    Args:
+        image_processor: of ``transformers``, PIL or torchvision backend.
+    """
+
+    def __init__(self, image_processor: Any) -> None:
+        self.image_processor = image_processor
+
+    def __call__(self, frames: Frames) -> Tensor:
+        """Pixels (T, 3, h, w) float32 as the model expects them."""
+        images = list(frames.pixels.cpu().numpy())
+        batch = self.image_processor(images, input_data_format="channels_first", return_tensors="pt")
+        return batch["pixel_values"]
+
+    @property
+    def read_options(self) -> dict[str, Any]:
+        """Arguments for `salcap.read_frames`: frames decoded straight to the size they are resized to."""
+        size = self._size("size") if self.image_processor.do_resize else {}
+        if set(size) == {"height", "width"}:
+            return {"size": (size["height"], size["width"])}
+        return {"shortest_side": size["shortest_edge"]} if set(size) == {"shortest_edge"} else {}
+
+    def seen_box(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """The part of a height x width frame that the model sees: (left, top, right, bottom) in fractions.
+
+        Raises:
+            ValueError: an image processor whose geometry is not the plain resize and centre crop.
+        """
+        processor = self.image_processor
+        backend = next((b for b in (PilBackend, TorchvisionBackend) if isinstance(processor, b)), None)
+        changed = [n for n in _GEOMETRY if backend and getattr(type(processor), n) is not getattr(backend, n)]
+        if backend is None or changed or getattr(processor, "do_pad", None):
+            raise ValueError(
+                f"cannot lay saliency maps over what {type(processor).__name__} makes of a frame: only resize and "
+                f"centre crop are known{' and it has its own ' + ', '.join(changed) if changed else ''}; use mode 'none'"
+            )
+        if processor.do_resize:
+            height, width = self._resized(height, width)
+        if not getattr(processor, "do_center_crop", None):
+            return 0.0, 0.0, 1.0, 1.0
+        crop = self._size("crop_size")
+        top, left = (height - crop["height"]) // 2, (width - crop["width"]) // 2
+        if top < 0 or left < 0:
+            raise ValueError(f"frames are resized to {height}x{width}, smaller than the crop of {crop}: they get a border")
+        return left / width, top / height, (left + crop["width"]) / width, (top + crop["height"]) / height
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        size = self._size("size")
+        if set(size) == {"height", "width"}:
+            return size["height"], size["width"]
+        if set(size) == {"shortest_edge"}:
+            frame = np.broadcast_to(np.uint8(0), (3, height, width))
+            return get_resize_output_image_size(frame, size["shortest_edge"], False, None, "channels_first")
+        raise ValueError(f"saliency maps need an image size of height and width, or shortest_edge, got {size}")
+
+    def _size(self, name: str) -> dict[str, int]:
+        return dict(getattr(self.image_processor, name) or {})
+
+
+def pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a config's size, given as one number or two."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def patch_grid(pixels: Tensor, image_size: Any, patch_size: Any) -> tuple[int, int]:
+    """Rows and columns of patches in pixels (..., H, W).
+
+    Raises:
+        ValueError: pixels of another size than the position embeddings were made for.
+    """
+    size, expected = tuple(pixels.shape[-2:]), pair(image_size)
+    if size != expected:
+        raise ValueError(f"the image processor gives {size[0]}x{size[1]} pixels, the model reads {expected}")
+    rows, columns = pair(patch_size)
+    return expected[0] // rows, expected[1] // columns

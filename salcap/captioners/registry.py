@@ -1,0 +1,164 @@
+"""From a model's name to its captioner: the family is chosen by the config's ``model_type``."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from salcap.captioners.base import Captioner
+
+if TYPE_CHECKING:
+    import torch
+
+    from salcap.captioners.family import CaptionerFamily
+
+BUNDLED_FOLDER = Path(__file__).parents[1] / "weights"
+BUNDLED = ("salcap-mini",)
+
+# model_type, or model_type/encoder's model_type for a finer choice -> a family, or where to import it from
+CAPTIONER_FAMILIES: dict[str, str | type[CaptionerFamily]] = {
+    "blip": "salcap.captioners.blip:BlipCaptioner",
+    "git": "salcap.captioners.git:GitCaptioner",
+    "vision-encoder-decoder": "salcap.captioners.vision_encoder_decoder:VisionEncoderDecoderCaptioner",
+    "vision-encoder-decoder/salcap-encoder": "salcap.captioners.mini.captioner:MiniCaptioner",
+}
+
+
+def register_captioner(model_type: str, family: str | type[CaptionerFamily]) -> None:
+    """Make `load_captioner` use a family for a model type; one that is registered already is replaced.
+
+    Args:
+        model_type: of the model's config; "a/b" for type a with an encoder of type b, which goes before plain "a".
+        family: a `CaptionerFamily`, or "module:Class" to import it when it is needed.
+
+    Raises:
+        ValueError: a string that names no class in a module.
+    """
+    if isinstance(family, str) and not all(part.strip() for part in family.partition(":")):
+        raise ValueError(f"family must be a class or 'module:Class', got {family!r}")
+    CAPTIONER_FAMILIES[model_type] = family
+
+
+def load_captioner(
+    model: Any,
+    processor: Any = None,
+    *,
+    revision: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    trust_remote_code: bool = False,
+) -> Captioner:
+    """Load a captioner, or put one around a model that is loaded.
+
+    Args:
+        model: "salcap-mini" (bundled), a hub id, a local folder, or a loaded model.
+        processor: for a loaded model only: its processor, or (image processor, tokenizer).
+        revision: branch, tag or commit on the hub.
+        device: None leaves the model where it is (CPU for one that is loaded here).
+        dtype: None means float32 for a model that is loaded here, whatever its file holds; "auto" keeps the file's.
+        trust_remote_code: let the config, image processor and tokenizer run code from the hub.
+
+    Raises:
+        OSError: a hub id or folder that cannot be read; the message says what to do offline.
+        ValueError: a model type without family, a checkpoint made for another task, or a processor that is missing
+            or not wanted.
+    """
+    if isinstance(model, (str, os.PathLike)):
+        if processor is not None:
+            raise ValueError(f"{os.fspath(model)!r} brings its own processor; give one only with a loaded model")
+        return _load(os.fspath(model), revision, device, dtype, trust_remote_code)
+    config = getattr(model, "config", None)
+    if config is None:
+        raise ValueError(f"model must be a hub id, a folder or a transformers model, got {type(model).__name__}")
+    if processor is None:
+        raise ValueError(f"a loaded {type(model).__name__} needs its processor: load_captioner(model, processor)")
+    family = _find_family(config.model_type, getattr(getattr(config, "encoder", None), "model_type", None))
+    captioner = family(model, processor, revision=revision)
+    model.to(device=device, dtype=_resolve_dtype(dtype))
+    return captioner
+
+
+def _load(
+    name: str,
+    revision: str | None,
+    device: str | torch.device | None,
+    dtype: str | torch.dtype | None,
+    trust_remote_code: bool,
+) -> Captioner:
+    from transformers import PretrainedConfig
+
+    path = str(BUNDLED_FOLDER / name) if name in BUNDLED else name
+    try:
+        # not AutoConfig: it knows our own encoder only once the family's module is imported
+        config, _ = PretrainedConfig.get_config_dict(path, revision=revision or "main")
+        if "model_type" not in config:
+            raise OSError(f"{path} has no config.json with a model_type")
+        family = _find_family(config["model_type"], (config.get("encoder") or {}).get("model_type"))
+        captioner = family.from_pretrained(
+            path,
+            name=name,
+            revision=revision,
+            dtype="float32" if dtype is None else dtype,
+            trust_remote_code=trust_remote_code,
+        )
+    except OSError as error:
+        raise OSError(_explain(name, path, error)) from error
+    captioner.model.to(device)
+    return captioner
+
+
+def _find_family(model_type: str, encoder_type: str | None) -> type[CaptionerFamily]:
+    keys = [f"{model_type}/{encoder_type}", model_type]
+    found = next((CAPTIONER_FAMILIES[key] for key in keys if key in CAPTIONER_FAMILIES), None)
+    if found is None:
+        raise ValueError(
+            f"no captioner family for model type {model_type!r}; there are {', '.join(sorted(CAPTIONER_FAMILIES))}."
+            " Derive one from salcap.captioners.family.CaptionerFamily and call"
+            f" salcap.captioners.register_captioner({model_type!r}, YourFamily)"
+        )
+    if isinstance(found, str):
+        module, _, name = found.partition(":")
+        try:
+            return getattr(import_module(module), name)
+        except (ImportError, RuntimeError) as error:
+            if "torchvision" not in str(error):
+                raise
+            raise RuntimeError(
+                "transformers cannot import the torchvision that is installed; salcap does without: uninstall it or"
+                f" install the one that belongs to this torch (see `salcap doctor`): {error}"
+            ) from error
+    return found
+
+
+def _explain(name: str, path: str, error: OSError) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if name in BUNDLED:
+        return f"the bundled captioner {name} is not whole ({path}); reinstall salcap: {reason}"
+    if Path(path).is_dir():
+        return f"folder {path} does not hold a whole captioner: {reason}"
+    from huggingface_hub import is_offline_mode
+
+    close = difflib.get_close_matches(name, BUNDLED, 1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    if is_offline_mode():
+        advice = "HF_HUB_OFFLINE is set, so by id only what is in the local cache can be loaded"
+    else:
+        advice = "without a network only what is in the local cache can be loaded by id; set HF_HUB_OFFLINE=1 then"
+    return (
+        f"cannot load captioner {name!r}{hint}: there is no such folder, and the hub gave: {reason} ({advice}, or give"
+        " the path of a local folder)"
+    )
+
+
+def _resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    import torch
+
+    if not isinstance(dtype, str):
+        return dtype
+    resolved = None if dtype == "auto" else getattr(torch, dtype, dtype)
+    if resolved is not None and not isinstance(resolved, torch.dtype):
+        raise ValueError(f"dtype must be a torch dtype, its name or 'auto', got {dtype!r}")
+    return resolved

@@ -1,0 +1,136 @@
+"""Settings: how a saliency map acts on a captioner, and small YAML files read into frozen dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+MODES = ("none", "scale", "bias", "prune")
+POLICIES = ("top", "stratified", "foveate", "random", "pool")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """What a saliency map does to the visual tokens.
+
+    Attributes:
+        mode: "none", "scale", "bias", "prune", or several joined by "+" ("scale+prune").
+        policy: which tokens ``prune`` keeps; "random" and "pool" are controls that do not look at the map.
+        keep_ratio: share of the patch tokens that ``prune`` keeps, in (0, 1].
+        scope: "frame" gives every frame the same budget; "clip" lets frames share it by their saliency mass.
+        strength: how far ``scale`` and ``bias`` go; 0 changes nothing.
+        seed: of the random policies.
+    """
+
+    mode: str = "none"
+    policy: str = "foveate"
+    keep_ratio: float = 1.0
+    scope: str = "frame"
+    strength: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for mode in self.modes:
+            _check_choice("mode", mode, MODES)
+        if len(set(self.modes)) < len(self.modes):
+            raise ValueError(f"mode names one mode twice, got {self.mode!r}")
+        if len(self.modes) > 1 and "none" in self.modes:
+            raise ValueError(f"mode 'none' cannot be combined, got {self.mode!r}")
+        _check_choice("policy", self.policy, POLICIES)
+        _check_choice("scope", self.scope, ("frame", "clip"))
+        if not 0.0 < self.keep_ratio <= 1.0:
+            raise ValueError(f"keep_ratio must be in (0, 1], got {self.keep_ratio}")
+        if self.keep_ratio < 1.0 and "prune" not in self.modes:
+            raise ValueError(f"keep_ratio {self.keep_ratio} needs a mode with 'prune', got mode {self.mode!r}")
+        if not 0.0 <= self.strength < math.inf:
+            raise ValueError(f"strength must be >= 0 and finite, got {self.strength}")
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        return tuple(self.mode.split("+"))
+
+
+def _check_choice(name: str, value: str, allowed: typing.Sequence[str]) -> None:
+    if value not in allowed:
+        close = difflib.get_close_matches(str(value), allowed, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"unknown {name} {value!r}, allowed: {', '.join(allowed)}{hint}")
+
+
+def load_config(path: str | Path, kind: type[T]) -> T:
+    """Read a YAML file into a frozen dataclass, nested dataclasses included.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not YAML, an unknown key (the nearest known one is named), a missing one, a value of the wrong
+            type, or one that the dataclass itself refuses; the message names the file and the place in it.
+    """
+    import yaml
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no config file {path}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    return _build(kind, values if values is not None else {}, str(path))
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    """Make ``value`` the annotated type, naming the place in the file where it cannot be."""
+    origin = typing.get_origin(kind)
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise ValueError(f"{where}: expected keys and values for {kind.__name__}, got {value!r}")  # type: ignore[union-attr]
+        hints = typing.get_type_hints(kind)
+        for key in value:
+            if key not in hints:
+                close = difflib.get_close_matches(str(key), hints, 1)
+                hint = f"; did you mean {close[0]!r}?" if close else f"; allowed: {', '.join(hints)}"
+                raise ValueError(f"{where}: unknown key {key!r}{hint}")
+        items = {key: _build(hints[key], item, f"{where}: {key}") for key, item in value.items()}
+        try:
+            return kind(**items)  # type: ignore[operator]
+        except (TypeError, ValueError) as error:  # a key without default is missing, or its own check refuses
+            raise ValueError(f"{where}: {error}") from error
+    if origin in (typing.Union, types.UnionType):
+        return _build_first(typing.get_args(kind), value, where)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ValueError(f"{where}: expected a list, got {value!r}")
+        kinds = typing.get_args(kind)
+        if kinds[-1] is Ellipsis:
+            kinds = kinds[:1] * len(value)
+        if len(kinds) != len(value):
+            raise ValueError(f"{where}: expected {len(kinds)} values, got {value!r}")
+        return tuple(_build(k, item, f"{where}[{i}]") for i, (k, item) in enumerate(zip(kinds, value, strict=True)))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"{where}: expected keys and values, got {value!r}")
+        return {key: _build(typing.get_args(kind)[1], item, f"{where}: {key}") for key, item in value.items()}
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is not Any and (not isinstance(value, kind) or (kind is not bool and isinstance(value, bool))):
+        raise ValueError(f"{where}: expected {kind.__name__}, got {value!r}")
+    return value
+
+
+def _build_first(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
+    """Make ``value`` the first of ``kinds`` that it can be; if none, the error is that of the first."""
+    kinds = tuple(kind for kind in kinds if (kind is type(None)) == (value is None)) or kinds
+    errors = []
+    for kind in kinds:
+        try:
+            return _build(kind, value, where)
+        except ValueError as error:
+            errors.append(error)
+    raise errors[0]

@@ -1,0 +1,1 @@
+"""Scores of captions, and of whole settings on data sets."""

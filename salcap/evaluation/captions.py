@@ -1,0 +1,256 @@
+"""Caption metrics: references and candidates in, BLEU, METEOR, ROUGE-L, CIDEr and SPICE out (by pycocoevalcap)."""
+
+from __future__ import annotations
+
+import difflib
+import gzip
+import json
+import logging
+import math
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.meteor import meteor as meteor_room
+from pycocoevalcap.rouge.rouge import Rouge
+from pycocoevalcap.spice import spice as spice_room
+from pycocoevalcap.tokenizer import ptbtokenizer as ptb_room
+
+from salcap.evaluation.java import MetricError, meteor, ptb_tokenize, spice
+
+METRICS = ("bleu", "meteor", "rouge_l", "cider", "spice")
+DEFAULT_METRICS = ("bleu", "meteor", "rouge_l", "cider")
+SCORES = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "cider", "spice")
+TOKENIZER = "PTBTokenizer of Stanford CoreNLP 3.4.1, lower case, punctuation removed"
+
+_PTB_JAR = Path(ptb_room.__file__).parent / ptb_room.STANFORD_CORENLP_3_4_1_JAR
+_METEOR_JAR = Path(meteor_room.__file__).parent / meteor_room.METEOR_JAR
+_SPICE_JAR = Path(spice_room.__file__).parent / spice_room.SPICE_JAR
+_PUNCTUATION = frozenset(ptb_room.PUNCTUATIONS)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ScoreReport:
+    """Scores of a set of captions, and what stands behind them.
+
+    Attributes:
+        scores: every name of `SCORES` -> the score of the whole set (0 to 1; CIDEr 0 to 10), None where there is none.
+        reasons: for each None, why.
+        per_caption: score name -> id -> that caption's own score.
+        tokenizer: what split the captions; None where nothing could.
+    """
+
+    scores: dict[str, float | None]
+    reasons: dict[str, str]
+    per_caption: dict[str, dict[str, float]]
+    tokenizer: str | None
+
+
+def score_captions(
+    references: Mapping[str, Sequence[str]],
+    candidates: Mapping[str, str],
+    metrics: Iterable[str] = DEFAULT_METRICS,
+    *,
+    timeout_seconds: float = 600.0,
+) -> dict[str, float | None]:
+    """Score captions as the COCO caption evaluation does, tokenised once for all metrics.
+
+    Args:
+        references: id -> what people wrote (the ground truth), at least one caption each.
+        candidates: id -> the caption to score; the same ids.
+        metrics: of `METRICS`; SPICE needs models that do not come with pycocoevalcap.
+        timeout_seconds: limit for each Java program (tokenizer, METEOR, SPICE).
+
+    Returns:
+        Every name of `SCORES`. None, never 0, where a metric was not asked for or could not run; the log says why,
+        and so does `score_report`.
+
+    Raises:
+        ValueError: no captions, ids that differ, an id without reference, a caption that is no string, or an unknown
+            metric. An empty caption is allowed.
+    """
+    return score_report(references, candidates, metrics, timeout_seconds=timeout_seconds).scores
+
+
+def score_report(
+    references: Mapping[str, Sequence[str]],
+    candidates: Mapping[str, str],
+    metrics: Iterable[str] = DEFAULT_METRICS,
+    *,
+    timeout_seconds: float = 600.0,
+) -> ScoreReport:
+    """`score_captions` with the reason for every score that is missing, and with each caption's own scores."""
+    asked = _check_metrics(metrics)
+    truths, texts = _check_captions(references, candidates)
+    reasons = {name: "not asked for" for metric in METRICS if metric not in asked for name in _NAMES[metric]}
+    scores: dict[str, float | None] = dict.fromkeys(SCORES)
+    per_caption: dict[str, dict[str, float]] = {}
+    try:
+        truths, texts = _tokenize(truths, texts, timeout_seconds)
+        tokenizer = TOKENIZER
+    except MetricError as error:
+        tokenizer = None
+        reasons |= dict.fromkeys((name for metric in asked for name in _NAMES[metric]), f"no PTB tokenizer: {error}")
+    for metric in asked if tokenizer else ():
+        try:
+            results = _SCORERS[metric](truths, texts, timeout_seconds)
+            if not all(math.isfinite(whole) for whole, _ in results):
+                raise MetricError(f"the result is {[whole for whole, _ in results]}")
+        except MetricError as error:
+            reasons |= dict.fromkeys(_NAMES[metric], str(error))
+            continue
+        for name, (whole, each) in zip(_NAMES[metric], results, strict=True):
+            scores[name] = float(whole)
+            per_caption[name] = {key: float(value) for key, value in zip(truths, each, strict=True)}
+    for name in (name for metric in asked for name in _NAMES[metric] if name in reasons):
+        logger.warning("%s was not scored: %s", name, reasons[name])
+    return ScoreReport(scores, reasons, per_caption, tokenizer)
+
+
+def load_references(path: str | Path) -> dict[str, list[str]]:
+    """Read the captions that people wrote, id -> captions; see `load_captions`."""
+    return load_captions(path, "references")
+
+
+def load_candidates(path: str | Path) -> dict[str, str]:
+    """Read the captions to score, id -> caption; see `load_captions`.
+
+    Raises:
+        ValueError: also where an id has several captions.
+    """
+    captions = load_captions(path, "candidates")
+    for key, texts in captions.items():
+        if len(texts) != 1:
+            raise ValueError(f"{path}: candidate {key!r} must be one caption, got {len(texts)}")
+    return {key: texts[0] for key, texts in captions.items()}
+
+
+def load_captions(path: str | Path, part: str | None = None) -> dict[str, list[str]]:
+    """Read captions from JSON, gzipped or not: {id: caption or [captions]}, or a COCO results or annotation file.
+
+    Args:
+        part: what to take of a file that holds {"references": ..., "candidates": ...}.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not JSON, another layout, or a caption that is no string.
+    """
+    raw = Path(path).read_bytes()
+    try:
+        content = json.loads(gzip.decompress(raw) if raw.startswith(b"\x1f\x8b") else raw)
+    except (ValueError, OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if isinstance(content, dict) and content.keys() == {"references", "candidates"}:
+        if part not in content:
+            raise ValueError(f"{path} holds references and candidates; say which, got part {part!r}")
+        content = content[part]
+    if isinstance(content, dict) and "annotations" in content:
+        content = content["annotations"]
+    captions: dict[str, list[str]] = {}
+    if isinstance(content, list):
+        for item in content:
+            if not isinstance(item, dict) or not {"image_id", "caption"} <= item.keys():
+                raise ValueError(f"{path}: expected items with image_id and caption, got {item!r}")
+            captions.setdefault(str(item["image_id"]), []).extend(_texts(item["caption"], str(path)))
+    elif isinstance(content, dict):
+        captions = {key: _texts(value, f"{path}: {key}") for key, value in content.items()}
+    else:
+        raise ValueError(f"{path}: expected {{id: caption}} or a list of COCO results, got {type(content).__name__}")
+    return captions
+
+
+def _check_metrics(metrics: Iterable[str]) -> tuple[str, ...]:
+    asked = (metrics,) if isinstance(metrics, str) else tuple(metrics)
+    for metric in asked:
+        if metric not in METRICS:
+            close = difflib.get_close_matches(str(metric), METRICS, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"unknown metric {metric!r}, allowed: {', '.join(METRICS)}{hint}")
+    return tuple(metric for metric in METRICS if metric in asked)
+
+
+_Captions = dict[str, list[str]]
+
+
+def _check_captions(references: Mapping[str, Any], candidates: Mapping[str, Any]) -> tuple[_Captions, _Captions]:
+    """Captions by id in one order; exactly one candidate, at least one reference each."""
+    if not references and not candidates:
+        raise ValueError("nothing to score: no references and no candidates")
+    faults = (
+        ("references without candidate", [key for key in references if key not in candidates]),
+        ("candidates without reference", [key for key in candidates if key not in references]),
+    )
+    if any(keys for _, keys in faults):
+        raise ValueError("ids differ: " + "; ".join(f"{len(k)} {what}: {_some(k)}" for what, k in faults if k))
+    truths = {key: _texts(value, f"references[{key!r}]") for key, value in references.items()}
+    texts = {key: _texts(candidates[key], f"candidates[{key!r}]") for key in references}
+    if empty := [key for key, value in truths.items() if not value]:
+        raise ValueError(f"{len(empty)} ids have no reference caption: {_some(empty)}")
+    if other := [key for key, value in texts.items() if len(value) != 1]:
+        raise ValueError(f"{len(other)} ids do not have exactly one candidate: {_some(other)}")
+    return truths, texts
+
+
+def _texts(value: Any, where: str) -> list[str]:
+    texts = list(value) if isinstance(value, (list, tuple)) else [value]
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(f"{where}: a caption must be a string, got {text!r}")
+    return texts
+
+
+def _some(keys: Sequence[Any], most: int = 5) -> str:
+    return ", ".join(map(repr, keys[:most])) + (", ..." if len(keys) > most else "")
+
+
+def _tokenize(truths: _Captions, texts: _Captions, timeout_seconds: float) -> tuple[_Captions, _Captions]:
+    groups = [*truths.values(), *texts.values()]
+    lines = ptb_tokenize([text for group in groups for text in group], _PTB_JAR, timeout_seconds)
+    words = iter([" ".join(token for token in line if token not in _PUNCTUATION) for line in lines])
+    return (
+        {key: [next(words) for _ in group] for key, group in truths.items()},
+        {key: [next(words) for _ in group] for key, group in texts.items()},
+    )
+
+
+_Results = list[tuple[float, Sequence[float]]]  # for each score name: of the whole set, and of each caption
+
+
+def _bleu(truths: _Captions, texts: _Captions, timeout_seconds: float) -> _Results:
+    return list(zip(*Bleu(4).compute_score(truths, texts, verbose=0), strict=True))
+
+
+def _rouge_l(truths: _Captions, texts: _Captions, timeout_seconds: float) -> _Results:
+    return [Rouge().compute_score(truths, texts)]
+
+
+def _cider(truths: _Captions, texts: _Captions, timeout_seconds: float) -> _Results:
+    if len(truths) < 2:
+        raise MetricError("CIDEr weighs words by how few of the clips have them, so it needs 2 clips or more, got 1")
+    if not any(map(any, truths.values())):
+        raise MetricError("no reference holds a word")
+    return [Cider().compute_score(truths, texts)]
+
+
+def _meteor(truths: _Captions, texts: _Captions, timeout_seconds: float) -> _Results:
+    return [meteor(list(truths.values()), [text for (text,) in texts.values()], _METEOR_JAR, timeout_seconds)]
+
+
+def _spice(truths: _Captions, texts: _Captions, timeout_seconds: float) -> _Results:
+    return [spice(list(truths.values()), [text for (text,) in texts.values()], _SPICE_JAR, timeout_seconds)]
+
+
+_SCORERS: dict[str, Callable[[_Captions, _Captions, float], _Results]] = {
+    "bleu": _bleu,
+    "meteor": _meteor,
+    "rouge_l": _rouge_l,
+    "cider": _cider,
+    "spice": _spice,
+}
+_NAMES = {metric: (metric,) for metric in METRICS} | {"bleu": SCORES[:4]}

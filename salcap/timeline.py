@@ -1,0 +1,218 @@
+"""Which frames of a video to decode, and from which keyframe: the choice apart from the decoder that carries it out.
+
+Times are integers in the stream's own time base ("ticks").
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+from itertools import chain, dropwhile
+from typing import Any
+
+import numpy as np
+
+MAX_ERRORS = 1000  # in a row, then the rest of the file is given up
+SNAP_COST = 48  # frames: what costs less to decode is never moved to a keyframe
+
+Ticks = int
+Timed = tuple[Ticks, Any]  # a decoded frame after the time at which it comes on screen
+
+
+def spread_times(times: Sequence[Ticks], targets: Sequence[Ticks]) -> list[Ticks]:
+    """As many different ``times`` as ``targets``, each as near as that allows to the one on screen at its target."""
+    if len(times) <= len(targets):
+        return list(times)
+    ramp = np.arange(len(targets))
+    indices = np.maximum(np.searchsorted(times, targets, side="right") - 1, 0)
+    indices = np.maximum.accumulate(indices - ramp) + ramp  # strictly rising
+    indices = np.minimum(indices, len(times) - len(targets) + ramp)  # and with room for those that follow
+    return [times[index] for index in indices]
+
+
+class Timeline(ABC):
+    """A stream that can be sought, read packet by packet, and decoded forward.
+
+    Attributes:
+        index: the stream's number in its container.
+        origin: ticks at which the first frame comes on screen.
+        step: ticks a frame lasts on average.
+        delay: ticks from the first packet's decoding time to ``origin``.
+        by_dts: frames carry no presentation times (AVI), they are told by the packets' decoding times and ``delay``.
+        counted: packets have no times at all (raw streams), frames are counted; there is no seeking then.
+    """
+
+    index: int
+    time_base: Fraction
+    origin: Ticks
+    step: Fraction
+    delay: Ticks = 0
+    by_dts: bool = False
+    counted: bool = False
+
+    @abstractmethod
+    def packets(self, max_errors: int = MAX_ERRORS, every_stream: bool = False) -> Iterator[Any]:
+        """Packets of this stream, or of all, from the present place to the end or to too many errors in a row."""
+
+    @abstractmethod
+    def decode(self, packets: Iterator[Any], start: Ticks | None = None) -> Iterator[Timed]:
+        """Frames of the packets in the order shown; ``start`` is the first one's time where it has none of its own."""
+
+    @abstractmethod
+    def seek(self, ticks: Ticks, any_frame: bool = False) -> bool:
+        """Go to the keyframe (or frame) before ``ticks``, as well as the container can; False where it cannot."""
+
+    @abstractmethod
+    def rewind(self) -> None:
+        """Go to the first packet, also where the container cannot seek."""
+
+    def find_end(self, stated: Ticks | None) -> tuple[Ticks, Ticks]:
+        """When the last frame leaves the screen, and when the last packet of any stream ends; from packets alone.
+
+        Args:
+            stated: the end that the container states: only a hint where to look.
+        """
+        ends = None
+        if stated is not None:
+            margin = int(2 / self.time_base)  # packets do not come in the order shown
+            if self.seek(max(stated - margin, self.origin), any_frame=True):
+                ends = self._read_ends()
+            low, high = self.origin, stated
+            while ends is None and high - low > self.step:  # nothing there: halve the way to the last readable place
+                middle = (low + high) // 2
+                readable = self.seek(middle, any_frame=True) and any(True for _ in self.packets(max_errors=0))
+                low, high = (middle, high) if readable else (low, middle)
+            if ends is None and low > self.origin and self.seek(low, any_frame=True):
+                ends = self._read_ends()
+        if ends is None:
+            self.rewind()
+            ends = self._read_ends(MAX_ERRORS) or (self.origin, self.origin)
+        return max(ends[0], self.origin + 1), max(ends)
+
+    def _read_ends(self, max_errors: int = 0) -> tuple[Ticks, Ticks] | None:
+        """Read on to the end of the file: the latest end of a packet of this stream, and of one of any other."""
+        stamps, lengths, last = [], [], self.origin
+        for packet in self.packets(max_errors, every_stream=True):
+            if packet.stream_index == self.index:
+                stamps.append((packet.pts, packet.dts))
+                lengths.append(packet.duration or self.step)
+            elif packet.pts is not None:
+                end = (packet.pts + (packet.duration or 0)) * packet.time_base / self.time_base
+                last = max(last, math.floor(end))
+        ends = [math.floor(time + length) for time, length in zip(self._times(stamps), lengths, strict=False)]
+        return (max(ends), last) if ends else None
+
+    def _times(self, stamps: Sequence[tuple[Ticks | None, Ticks | None]]) -> list[Ticks]:
+        """When the frames of packets in a row are shown, as a set rather than one by one; ``stamps``: their pts, dts."""
+        if self.counted:
+            return [math.floor(self.origin + number * self.step) for number in range(len(stamps))]
+        if self.by_dts or any(pts is None for pts, _ in stamps):
+            return [dts + self.delay for _, dts in stamps if dts is not None]
+        return [pts for pts, _ in stamps if pts is not None]
+
+    def _time(self, packet: Any) -> Ticks | None:
+        """When the frame of a packet is shown."""
+        if packet.pts is not None and not self.by_dts:
+            return packet.pts
+        return None if packet.dts is None else packet.dts + self.delay
+
+    def shown_times(self, start: Fraction, end: Fraction) -> list[Ticks]:
+        """When each frame on screen between ``start`` and ``end`` came there, without decoding."""
+        stamps = []
+        for packet in self._packets_from(self.keyframe_before(math.floor(start))):
+            time = packet.pts if packet.dts is None else packet.dts
+            if time is not None and time >= end:  # later packets are shown later still
+                break
+            if not packet.is_discard:
+                stamps.append((packet.pts, packet.dts))
+        times = sorted(set(self._times(stamps)))
+        return times[max(0, bisect_right(times, start) - 1) : bisect_left(times, end)]
+
+    def keyframe_before(self, ticks: Ticks) -> Ticks | None:
+        """Time of the last keyframe shown at or before ``ticks``; None where seeking does not find one."""
+        back = 0
+        while ticks - back >= self.origin and self.seek(ticks - back):
+            found = None
+            for number, packet in enumerate(self.packets()):
+                time = self._time(packet)
+                if time is None:
+                    return None
+                if packet.is_keyframe and time <= ticks:
+                    found = time
+                    if number == back == 0:  # an index led here: it is the last one
+                        break
+                elif (time if packet.dts is None else packet.dts) > ticks:
+                    break
+            if found is not None:
+                return found
+            back = max(2 * back, self._second)  # landed inside a group, as MPEG-TS does
+        return None
+
+    @property
+    def _second(self) -> Ticks:
+        return math.ceil(1 / self.time_base)
+
+    def plan(self, targets: Sequence[Ticks], tolerance: Fraction | int = 0) -> list[tuple[Ticks, Ticks | None]]:
+        """Each target with the keyframe to decode it from, found without decoding; None: from the start of the file.
+
+        A target that would cost more than SNAP_COST frames moves to a keyframe, if one is at most ``tolerance`` away.
+        """
+        plan: list[tuple[Ticks, Ticks | None]] = []
+        for target in targets:
+            keyframe = self.keyframe_before(target)
+            ready = max(self.origin if keyframe is None else keyframe, plan[-1][0] if plan else self.origin)
+            if keyframe is not None and tolerance and target - ready > SNAP_COST * self.step:
+                after = self.keyframe_before(math.floor(target + tolerance))
+                nearest = min(keyframe, keyframe if after is None else after, key=lambda ticks: abs(ticks - target))
+                if abs(nearest - target) <= tolerance:
+                    target = keyframe = nearest
+            plan.append((target, keyframe))
+        return plan
+
+    def frames_at(self, plan: Iterable[tuple[Ticks, Ticks | None]]) -> Iterator[Timed]:
+        """Decode what a plan asks for: for each target the frame on screen then, or the first one after it.
+
+        No group of pictures is decoded twice: decoding goes on where the next target's keyframe has been passed.
+        """
+        frames: Iterator[Timed] = iter(())
+        shown: Timed | None = None
+        coming: Timed | None = None
+        for target, keyframe in plan:
+            reached = coming or shown
+            if reached is None or (keyframe is not None and keyframe > reached[0]):
+                frames = self._frames_from(keyframe, target)
+                shown, coming = None, next(frames, None)
+            while coming is not None and (shown is None or coming[0] <= target):
+                shown, coming = coming, next(frames, None)
+            if shown is not None:
+                yield shown
+
+    def _frames_from(self, keyframe: Ticks | None, target: Ticks) -> Iterator[Timed]:
+        """Decode from a keyframe on; from an earlier one where the first frame that decodes is too late for the target.
+
+        That happens with the leading frames of open groups and with damage.
+        """
+        back = 1
+        while keyframe is not None:
+            frames = self.decode(self._packets_from(keyframe))
+            first = next(frames, None)
+            if first is not None and first[0] <= target:
+                return chain([first], frames)
+            keyframe, back = self.keyframe_before(keyframe - back), max(2 * back, self._second)
+        return self.decode(self._packets_from(None), self.origin)
+
+    def _packets_from(self, keyframe: Ticks | None) -> Iterator[Any]:
+        """Packets from a keyframe on, or from one before it; None: from the start of the file."""
+        back = 0
+        while keyframe is not None and keyframe - back >= self.origin and self.seek(keyframe - back):
+            packets = dropwhile(lambda packet: not packet.is_keyframe, self.packets())
+            first = next(packets, None)
+            time = None if first is None else self._time(first)
+            if time is not None and time <= keyframe:
+                return chain([first], packets)
+            back = max(2 * back, self._second) if back else max(self.delay, 1)  # MPEG-TS goes by decoding times
+        self.rewind()
+        return self.packets()

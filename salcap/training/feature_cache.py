@@ -1,0 +1,166 @@
+"""Frozen-trunk features of augmented training images, computed once and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance, ImageOps
+from torch.nn import functional as F
+
+from salcap.datasets.captioned_images import CaptionedImage
+from salcap.efficientnet_lite import load_imagenet_trunk
+
+
+@dataclass(frozen=True)
+class View:
+    """One augmentation of an image: a crop box in fractions of its sides, a flip, a colour change."""
+
+    box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)  # left, top, right, bottom
+    flip: bool = False
+    brightness: float = 1.0
+    contrast: float = 1.0
+    colour: float = 1.0
+
+
+def draw_view(image_id: str, index: int, seed: int) -> View:
+    """The ``index``-th view of an image: 0 as it is, 1 mirrored, then random crops; the same on every machine."""
+    if index < 2:
+        return View(flip=index == 1)
+    digest = hashlib.sha256(f"{seed}/{index}/{image_id}".encode()).digest()
+    rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
+    area, stretch = rng.uniform(0.55, 1.0), np.exp(rng.uniform(-0.2, 0.2))
+    width, height = min(1.0, float(np.sqrt(area * stretch))), min(1.0, float(np.sqrt(area / stretch)))
+    left, top = rng.uniform(0, 1 - width), rng.uniform(0, 1 - height)
+    return View(
+        (left, top, left + width, top + height),
+        bool(rng.random() < 0.5),
+        *(float(v) for v in rng.uniform(0.75, 1.25, 3)),
+    )
+
+
+def render_view(image: Image.Image, view: View, size: int) -> np.ndarray:
+    """Apply a view: (size, size, 3) uint8 RGB, stretched to a square as at caption time."""
+    left, top, right, bottom = view.box
+    box = (left * image.width, top * image.height, right * image.width, bottom * image.height)
+    out = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC, box=box)
+    if view.flip:
+        out = ImageOps.mirror(out)
+    for enhance, factor in (
+        (ImageEnhance.Brightness, view.brightness),
+        (ImageEnhance.Contrast, view.contrast),
+        (ImageEnhance.Color, view.colour),
+    ):
+        if factor != 1.0:
+            out = enhance(out).enhance(factor)
+    return np.asarray(out)
+
+
+def crop_density(density: np.ndarray, view: View, grid: int) -> np.ndarray:
+    """The density map as the view shows it, (grid, grid) float32 that sums to 1."""
+    left, top, right, bottom = view.box
+    fine = grid * 4  # sampled 4x4 times a cell, then averaged
+    ys = torch.linspace(top, bottom, 2 * fine + 1)[1::2] * 2 - 1
+    xs = torch.linspace(left, right, 2 * fine + 1)[1::2] * 2 - 1
+    where = torch.stack(torch.meshgrid(ys, xs, indexing="ij")[::-1], dim=-1)[None]
+    sampled = F.grid_sample(torch.from_numpy(density)[None, None], where, padding_mode="border", align_corners=False)
+    pooled = F.avg_pool2d(sampled, 4)[0, 0]
+    if view.flip:
+        pooled = pooled.flip(-1)
+    return (pooled / pooled.sum()).numpy().astype(np.float32)
+
+
+class FeatureCache:
+    """Memory-mapped trunk features, (images, views, ...): ``local`` stride 16, ``deep`` stride 32, ``density``.
+
+    Building resumes where it was stopped; a folder made with other settings is refused, not mixed.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        items: Sequence[CaptionedImage],
+        *,
+        trunk: str,
+        num_views: int,
+        image_size: int,
+        seed: int = 0,
+    ) -> None:
+        self.folder, self.items = Path(folder), list(items)
+        self.trunk, self.num_views, self.image_size, self.seed = trunk, num_views, image_size, seed
+        self.grid = image_size // 16
+        names = "\n".join(item.image_id for item in self.items)
+        self._settings: dict[str, Any] = {
+            "trunk": trunk,
+            "num_views": num_views,
+            "image_size": image_size,
+            "seed": seed,
+            "images": hashlib.sha256(names.encode()).hexdigest(),
+        }
+
+    def build(
+        self,
+        density_of: dict[str, np.ndarray],
+        *,
+        batch_size: int = 8,
+        device: str = "cpu",
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        """Compute what is missing.
+
+        Args:
+            density_of: image_id -> saliency density; an image without one gets NaN.
+            progress: called with (images done, images in all).
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        record = self.folder / "settings.json"
+        if not record.exists():
+            record.write_text(json.dumps(self._settings, indent=1))
+        stored = json.loads(record.read_text())
+        if stored != self._settings:
+            raise ValueError(f"{self.folder} was made with {stored}, not {self._settings}; name another cache folder")
+        trunk = load_imagenet_trunk(self.trunk).eval().to(device, memory_format=torch.channels_last)
+        channels = trunk.feature_channels
+        shape = (len(self.items), self.num_views)
+        local = self._open("local", (*shape, self.grid**2, channels[2]), np.float16)
+        deep = self._open("deep", (*shape, (self.grid // 2) ** 2, channels[3]), np.float16)
+        density = self._open("density", (*shape, self.grid, self.grid), np.float32)
+        done = self._open("done", (len(self.items),), np.uint8)
+        todo = np.flatnonzero(done == 0)
+        images_per_batch = max(1, batch_size // self.num_views)
+        for start in range(0, len(todo), images_per_batch):
+            chosen = todo[start : start + images_per_batch]
+            pixels = []
+            for i in chosen:
+                item = self.items[i]
+                with Image.open(item.path) as image:
+                    image.load()
+                for v in range(self.num_views):
+                    view = draw_view(item.image_id, v, self.seed)
+                    pixels.append(render_view(image, view, self.image_size))
+                    known = density_of.get(item.image_id)
+                    density[i, v] = np.nan if known is None else crop_density(known, view, self.grid)
+            batch = torch.from_numpy(np.stack(pixels)).to(device).permute(0, 3, 1, 2).float() / 255
+            with torch.inference_mode():
+                features = trunk(batch.contiguous(memory_format=torch.channels_last))
+            for array, maps in ((local, features[2]), (deep, features[3])):
+                tokens = maps.flatten(2).transpose(1, 2).to(torch.float16).cpu().numpy()
+                array[chosen] = tokens.reshape(len(chosen), self.num_views, *tokens.shape[1:])
+            done[chosen] = 1
+            progress(len(self.items) - len(todo) + start + len(chosen), len(self.items))
+        self.local, self.deep, self.density = local, deep, density
+
+    def _open(self, name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+        path = self.folder / f"{name}.npy"
+        if path.exists():
+            array = np.lib.format.open_memmap(path, mode="r+")
+            if array.shape != shape:
+                raise ValueError(f"{path} has shape {array.shape}, expected {shape}; delete {self.folder}")
+            return array
+        return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)

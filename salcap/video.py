@@ -1,0 +1,452 @@
+"""Video files in, `Frames` out: decode only what is needed, scale while decoding. The only file that imports av.
+
+Seconds are counted from the start of the video stream, so that the first frame is shown at about 0 whatever clock the
+file was written with; inside, times are ticks of the stream's time base (see `salcap.timeline`).
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import operator
+import os
+import re
+import stat
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain, islice
+from typing import Any, BinaryIO, TypeAlias
+
+import av
+import numpy as np
+import torch
+from av.container import Flags
+from av.sidedata.sidedata import Type as SideDataType
+from av.stream import Disposition
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from salcap.frames import Frames
+from salcap.timeline import MAX_ERRORS, Ticks, Timed, Timeline, spread_times
+
+MAX_PIXELS = 8192 * 8192  # of a decoded frame; a file that declares more is refused before memory is taken
+MAX_THREADS = 4  # each decoding thread holds a frame, and after a seek wastes one
+SNAP_SHARE = Fraction(1, 4)  # of an interval: how far a frame may move from the middle to save decoding
+
+# Not among them: playlists (hls, concat, dash) read other files or wait for ever, tty draws any text, image2 takes
+# patterns for names. Sound is, to say of it that it has no video stream.
+FORMATS = (
+    "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,live_flv,asf,ogg,gif,apng,nut,mxf,rm,wtv,dv,ivf,obu,av1,h264,"
+    "hevc,vvc,m4v,h263,vc1,mjpeg,yuv4mpegpipe,png_pipe,jpeg_pipe,webp_pipe,bmp_pipe,tiff_pipe,gif_pipe,jpegxl_pipe,"
+    "jpegxl_anim,mp3,aac,ac3,flac,wav"
+)
+GUESSING_FORMATS = ("mpeg",)  # most packets of a program stream have no time; after a seek FFmpeg guesses them wrong
+
+VideoPath: TypeAlias = "str | os.PathLike[str] | BinaryIO"
+_log_lock = threading.Lock()
+
+
+class VideoDecodeError(RuntimeError):
+    """A file that gives no frame; the message names it and repeats the decoder's own words.
+
+    Attributes:
+        path: the file, as the caller named it.
+    """
+
+    def __init__(self, path: str, message: str) -> None:
+        super().__init__(path, message)
+        self.path, self.message = path, message
+
+    def __str__(self) -> str:
+        return f"cannot read video {self.path}: {self.message}"
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a video is, measured where its header could lie.
+
+    Attributes:
+        duration_seconds: from the start of the stream to the end of its last frame.
+        width, height: in pixels, of a frame as `read_frames` returns it (upright, sample aspect not applied).
+        fps: frames a second on average; None where the container does not say.
+        rotation: degrees, clockwise, by which stored frames are turned to be upright: 0, 90, 180 or 270.
+        num_frames_stated: what the container claims; None where it claims nothing.
+        sample_aspect_ratio: width of a stored pixel over its height.
+        start_pts_seconds: start of the stream on the file's own clock; add it to get the times other tools print.
+        warnings: as in `Frames`.
+    """
+
+    path: str
+    duration_seconds: float
+    width: int
+    height: int
+    fps: float | None
+    codec: str
+    container: str
+    pixel_format: str
+    rotation: int
+    num_frames_stated: int | None
+    sample_aspect_ratio: float
+    start_pts_seconds: float
+    warnings: tuple[str, ...]
+
+
+def probe(path: VideoPath) -> VideoInfo:
+    """Look at a video: decode its first frame, find its end from packets.
+
+    Raises:
+        VideoDecodeError: as `read_frames`.
+    """
+    with _Video(path) as video:
+        stream, frame = video.stream, video.first[1]
+        a, b, _, _ = _orientation(frame)
+        return VideoInfo(
+            path=video.name,
+            duration_seconds=float((video.end - video.origin) * video.time_base),
+            width=video.size[1],
+            height=video.size[0],
+            fps=float(stream.average_rate) if stream.average_rate else None,
+            codec=stream.codec_context.name,
+            container=video.container.format.name,
+            pixel_format=frame.format.name,
+            rotation={(1, 0): 0, (0, 1): 90, (-1, 0): 180, (0, -1): 270}[a, b],
+            num_frames_stated=stream.frames or None,
+            sample_aspect_ratio=float(stream.sample_aspect_ratio or 1),
+            start_pts_seconds=float(video.origin * video.time_base),
+            warnings=video.warnings(),
+        )
+
+
+def read_frames(
+    path: VideoPath,
+    num_frames: int = 8,
+    start_seconds: float | None = None,
+    end_seconds: float | None = None,
+    *,
+    size: tuple[int, int] | None = None,
+    shortest_side: int | None = None,
+    exact: bool = False,
+) -> Frames:
+    """Read frames spread evenly in time over a clip, with the times at which they are really shown.
+
+    The clip is cut into ``num_frames`` equal intervals, and of each the frame on screen at its middle is taken. No
+    frame comes twice: one that stays on screen for several middles is joined by its neighbours, and a clip of fewer
+    frames gives all it has, with a warning. The work grows with ``num_frames``, not with the length of the video: the
+    reader seeks to the keyframe before each middle, or decodes on where two middles lie in one group of pictures.
+    Only a container without index or times is read from its start.
+
+    Args:
+        path: a local file, or a binary file object that can seek.
+        start_seconds: start of the clip, counted from the start of the video stream; None: the start.
+        end_seconds: end of the clip, exclusive; None, or with a warning a later time: the end of the video. A frame
+            that came on screen before ``start_seconds`` and is still there belongs to the clip, with its earlier time.
+        size: (height, width) in pixels to which frames are stretched, up or down.
+        shortest_side: pixels to which the shorter side is scaled down, aspect kept; smaller frames stay as they are.
+        exact: never move a frame. Otherwise a middle that costs more than 48 frames of decoding (never so in short
+            clips) gives way to a keyframe, if one lies within a quarter of an interval.
+
+    Returns:
+        `Frames`: upright RGB, alpha dropped, pixels as stored where they are not square; ``warnings`` tells of damage,
+        truncation and missing frames.
+
+    Raises:
+        ValueError: arguments out of range; a clip that starts after the end of the video, or ends before it starts.
+        VideoDecodeError: no frame: missing, not a regular file, not a video, damaged, more than MAX_PIXELS, a URL.
+    """
+    num_frames = operator.index(num_frames)
+    if num_frames < 1:
+        raise ValueError(f"num_frames must be at least 1, got {num_frames}")
+    with _Video(path) as video:
+        video.scale_to(size, shortest_side)
+        start, end = video.clip(start_seconds, end_seconds)
+        interval = (end - start) / num_frames
+        targets = [math.floor(start + (number + Fraction(1, 2)) * interval) for number in range(num_frames)]
+        pictures = video.read(video.plan(targets, 0 if exact else interval * SNAP_SHARE), end)
+        if len(pictures) < num_frames:  # stills, damage, or a short clip: choose among the frames that there are
+            times = spread_times(video.shown_times(start, end), targets)
+            missing = [ticks for ticks in times if ticks not in pictures]
+            pictures = {ticks: pictures[ticks] for ticks in times if ticks in pictures} or pictures
+            pictures |= video.read(video.plan(missing), end)
+        if not pictures:
+            raise video.failed("no frame of the clip could be decoded")
+        if len(pictures) < num_frames:
+            video.notes.append(f"asked for {num_frames} frames, the clip gave {len(pictures)}")
+        shown = sorted(pictures)
+        return Frames(
+            pixels=torch.from_numpy(np.stack([pictures[ticks] for ticks in shown])).permute(0, 3, 1, 2).contiguous(),
+            pts_seconds=torch.tensor(
+                [float((ticks - video.origin) * video.time_base) for ticks in shown], dtype=torch.float64
+            ),
+            source=video.name,
+            warnings=video.warnings(),
+        )
+
+
+class _Video(Timeline):
+    """One open video stream. What goes wrong on the way is counted, not raised, as long as there are frames.
+
+    Attributes:
+        first: the first frame that decodes, with its time.
+        end: ticks at which the last frame leaves the screen.
+        size: (height, width) of the pictures handed out.
+    """
+
+    def __init__(self, path: VideoPath) -> None:
+        self.path = path
+        self.name = str(getattr(path, "name", "<file object>")) if hasattr(path, "read") else os.fsdecode(path)
+        self.notes: list[str] = []
+        self.damage: Counter[str] = Counter()
+        self.cause: Exception | None = None
+        self.reformatter = VideoReformatter()
+        self.container: Any = None
+        self.stream: Any = None
+        try:
+            self._open()
+            self._measure()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> _Video:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self.stream is not None:
+            self.stream.codec_context.flush_buffers()  # lets the decoder's threads come to rest first
+        if self.container is not None:
+            self.container.close()
+        self.stream = self.container = None
+
+    def failed(self, message: str) -> VideoDecodeError:
+        """The error to raise: with FFmpeg's words on the file, and the first thing that went wrong as its cause."""
+        words = dict.fromkeys([message, *self.damage, *_decoder_log(self.path)])
+        error = VideoDecodeError(self.name, "; ".join(words))
+        error.__cause__ = self.cause
+        return error
+
+    def warnings(self) -> tuple[str, ...]:
+        return (*self.notes, *(f"damaged: {words} ({count} times)" for words, count in self.damage.items()))
+
+    def _count(self, error: Exception) -> None:
+        self.cause = self.cause or error
+        self.damage[_words(error)] += 1
+
+    def _open(self) -> None:
+        try:
+            self.container = _open_container(self.path)
+        except (av.FFmpegError, OSError, ValueError) as error:
+            self.cause = error
+            raise self.failed(_words(error)) from error
+        # pts that FFmpeg guesses are wrong for reordered frames in AVI; without them frames carry the decoder's times
+        self.container.flags &= ~Flags.gen_pts.value
+        pictures = Disposition.attached_pic | Disposition.timed_thumbnails
+        streams = [stream for stream in self.container.streams.video if not stream.disposition & pictures]
+        if not streams:
+            kinds = ", ".join(sorted({stream.type for stream in self.container.streams})) or "none"
+            raise self.failed(f"no video stream (streams in the file: {kinds})")
+        best = self.container.streams.best("video")
+        stream = best if best in streams else streams[0]
+        codec = stream.codec_context
+        if codec is None:
+            raise self.failed("no decoder for its video stream")
+        if codec.width * codec.height > MAX_PIXELS:
+            raise self.failed(f"declares {codec.width}x{codec.height} pixels, at most {MAX_PIXELS} are decoded")
+        codec.options = {"max_pixels": str(MAX_PIXELS)}
+        codec.thread_type, codec.thread_count = "AUTO", min(MAX_THREADS, os.cpu_count() or 1)
+        self.stream, self.index, self.time_base = stream, stream.index, stream.time_base
+        self.step = 1 / ((stream.average_rate or stream.guessed_rate or 25) * stream.time_base)
+
+    def _measure(self) -> None:
+        """Decode the first frame, learn from it how this file tells time, and find the end."""
+        packets = self.packets()
+        head = list(islice(packets, 1))
+        first = next(self.decode(chain(head, packets), self.stream.start_time or 0), None)
+        if first is None:
+            raise self.failed("no frame could be decoded")
+        self.first, (self.origin, frame) = first, first
+        if frame.pts is not None and self.stream.start_time is not None:
+            self.origin = min(self.origin, self.stream.start_time)
+        self.by_dts, self.counted = frame.pts is None, frame.pts is None and head[0].dts is None
+        self.delay = 0 if head[0].dts is None else self.origin - head[0].dts
+        height, width = frame.height, frame.width
+        self.size = (height, width) if _orientation(frame)[0] else (width, height)
+        stated = self.stream.duration
+        if stated is not None:
+            stated += self.stream.start_time or 0
+        elif self.container.duration is not None:  # of the longest stream; some count it from 0, some from the start
+            stated = int(Fraction(self.container.duration, av.time_base) / self.time_base)
+        self.end, last = self.find_end(stated)
+        reached = self.end if self.stream.duration is not None else last
+        if stated is not None and stated - reached > self.step + Fraction(1, 100) / self.time_base:
+            states, ends = (float((ticks - self.origin) * self.time_base) for ticks in (stated, reached))
+            self.notes.append(f"the file states {states:.2f} s but ends after {ends:.2f} s: it may be truncated")
+
+    def scale_to(self, size: tuple[int, int] | None, shortest_side: int | None) -> None:
+        """Set the size of the pictures handed out."""
+        if size is not None and shortest_side is not None:
+            raise ValueError(f"give size or shortest_side, not both, got {size} and {shortest_side}")
+        if size is not None and (len(size) != 2 or min(size) < 1 or size[0] * size[1] > MAX_PIXELS):
+            raise ValueError(f"size must be (height, width), each at least 1 pixel, got {size}")
+        if shortest_side is not None and shortest_side < 1:
+            raise ValueError(f"shortest_side must be at least 1 pixel, got {shortest_side}")
+        height, width = self.size
+        if shortest_side is not None and shortest_side < min(height, width):
+            share = Fraction(shortest_side, min(height, width))
+            size = (max(1, round(height * share)), max(1, round(width * share)))
+        self.size = size or self.size
+
+    def clip(self, start_seconds: float | None, end_seconds: float | None) -> tuple[Fraction, Fraction]:
+        """The part of the video that is asked for, in ticks."""
+        for name, value in (("start_seconds", start_seconds), ("end_seconds", end_seconds)):
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be a time from the start of the video, 0 or later, got {value}")
+        if end_seconds is not None and end_seconds <= (start_seconds or 0):
+            raise ValueError(f"end_seconds must be later than start_seconds, got {start_seconds} to {end_seconds}")
+        duration = (self.end - self.origin) * self.time_base
+        start, end = Fraction(start_seconds or 0), duration if end_seconds is None else Fraction(end_seconds)
+        if start >= duration:
+            raise ValueError(
+                f"start_seconds {start_seconds} is beyond the end of {self.name} ({float(duration):.3f} s)"
+            )
+        if end > duration:
+            self.notes.append(f"end_seconds {end_seconds} is beyond the end ({float(duration):.3f} s): read up to it")
+        return self.origin + start / self.time_base, self.origin + min(end, duration) / self.time_base
+
+    def read(self, plan: list[tuple[Ticks, Ticks | None]], end: Fraction) -> dict[Ticks, np.ndarray]:
+        """Decode a plan: (H, W, 3) pictures by the time at which they come on screen, before ``end``."""
+        pictures: dict[Ticks, np.ndarray] = {}
+        for ticks, frame in self.frames_at(plan):
+            if ticks < end and ticks not in pictures:
+                try:
+                    pictures[ticks] = self._to_rgb(frame)
+                except (av.FFmpegError, ValueError, MemoryError) as error:
+                    self._count(error)
+        return pictures
+
+    def _to_rgb(self, frame: av.VideoFrame) -> np.ndarray:
+        """(H, W, 3) uint8 of the size handed out, upright."""
+        a, b, c, d = _orientation(frame)
+        height, width = self.size if a else self.size[::-1]
+        flags = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+        scaling = None if (frame.height, frame.width) == (height, width) else flags
+        picture = self.reformatter.reformat(
+            frame, width, height, "rgb24", interpolation=scaling, threads=1
+        ).to_ndarray()
+        return (picture if a else picture.swapaxes(0, 1))[:: d or b, :: a or c]
+
+    def rewind(self) -> None:
+        self.close()
+        self._open()
+
+    def seek(self, ticks: Ticks, any_frame: bool = False) -> bool:
+        if self.counted or self.container.format.name in GUESSING_FORMATS:
+            return False
+        try:
+            self.container.seek(ticks - self.delay if self.by_dts else ticks, stream=self.stream, any_frame=any_frame)
+        except (av.FFmpegError, OverflowError):
+            return False
+        return True
+
+    def packets(self, max_errors: int = MAX_ERRORS, every_stream: bool = False) -> Iterator[av.Packet]:
+        errors = 0
+        while errors <= max_errors:
+            try:
+                for packet in self.container.demux(*([] if every_stream else [self.stream])):
+                    if packet.size:  # empty ones mark the end, or a frame left out in AVI
+                        errors = 0
+                        yield packet
+                return
+            except av.FFmpegError as error:
+                self._count(error)
+                errors += 1
+
+    def decode(self, packets: Iterator[av.Packet], start: Ticks | None = None) -> Iterator[Timed]:
+        errors, previous = 0, None if start is None else start - self.step
+        for packet in chain(packets, [None]):
+            try:
+                frames = self.stream.codec_context.decode(packet)
+            except EOFError:
+                return
+            except (av.FFmpegError, ValueError, MemoryError) as error:
+                self._count(error)
+                errors += 1
+                if errors > MAX_ERRORS:
+                    return
+                continue
+            for frame in frames:
+                errors = 0
+                if frame.is_corrupt:
+                    self.damage["a frame with concealed errors"] += 1
+                ticks = frame.pts if frame.pts is not None else frame.dts
+                if ticks is None and previous is None:
+                    return  # after a seek nothing tells where this is
+                if ticks is None or previous is None or ticks > previous:  # else its time is over: never shown
+                    previous = previous + self.step if ticks is None else Fraction(ticks)  # type: ignore[operator]
+                    yield math.floor(previous), frame
+
+
+def _orientation(frame: av.VideoFrame) -> tuple[int, int, int, int]:
+    """Signs a, b, c, d of the display matrix: a pixel at (x, y), y downwards, is shown at (a x + c y, b x + d y)."""
+    side_data: Any
+    try:
+        side_data = frame.side_data
+        matrix = np.frombuffer(bytes(side_data[SideDataType.DISPLAYMATRIX]), np.int32)[[0, 1, 3, 4]]
+    except KeyError:
+        return 1, 0, 0, 1
+    except ValueError:  # PyAV lists no side data at all if one has a type it does not know, such as Exif
+        angle = math.radians(-frame.rotation)
+        matrix = np.array([math.cos(angle), math.sin(angle), -math.sin(angle), math.cos(angle)])
+    a, b, c, d = (int(sign) for sign in np.sign(matrix))
+    if abs(matrix[1]) > abs(matrix[0]):
+        return 0, b, c or -b, 0
+    return a or 1, 0, 0, d or 1
+
+
+def _open_container(path: VideoPath) -> Any:
+    """Open a local file: the formats of FORMATS, no other protocol."""
+    source: Any = path
+    if hasattr(path, "read"):
+        source.seek(0)
+    else:
+        name = os.fsdecode(path)
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name):
+            raise ValueError("only local files are read, not URLs: download it first")
+        mode = os.stat(name).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(mode):
+            raise ValueError("not a regular file")
+        source = f"file:{os.path.abspath(name)}"  # so that a colon in the name is no protocol
+    options = {"protocol_whitelist": "file", "format_whitelist": FORMATS, "max_pixels": str(MAX_PIXELS)}
+    return av.open(source, options=options, metadata_errors="replace")
+
+
+def _words(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _decoder_log(path: VideoPath, most: int = 3) -> list[str]:
+    """What FFmpeg logs as errors when it opens a file that failed and decodes its beginning.
+
+    Its log is off otherwise: with it on, each line of a codec thread waits for the interpreter. So one thread decodes
+    here, and what other threads log meanwhile is dropped.
+    """
+    level = av.logging.get_level()
+    with _log_lock, av.logging.Capture(local=False), av.logging.Capture() as lines:
+        av.logging.set_level(av.logging.ERROR)
+        try:
+            with _open_container(path) as container:
+                stream = container.streams.video[0]
+                stream.codec_context.thread_count = 1
+                for packet in islice(container.demux(stream), 8):
+                    packet.decode()
+        except (av.FFmpegError, OSError, ValueError, LookupError, AttributeError):
+            pass
+        finally:
+            av.logging.set_level(level)
+    return list(dict.fromkeys(f"{name}: {text.strip()}" for _, name, text in lines))[:most]

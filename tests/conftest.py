@@ -1,0 +1,34 @@
+"""Settings and fixtures for all tests: offline, few threads, the shared research data where it is at hand."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub, which reads it once
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of research data (never part of the product): $SALCAP_SHARED, or ``shared`` beside the repository."""
+    folder = Path(os.environ.get("SALCAP_SHARED", ROOT.parent / "shared"))
+    if not (folder / "data").is_dir():
+        pytest.skip(f"no research data in {folder}; set SALCAP_SHARED to the folder that holds data/")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def java() -> str:
+    """Java's path, for what cannot run without it."""
+    path = shutil.which("java")
+    if path is None:
+        pytest.skip("no java on PATH")
+    return path
