@@ -1,7 +1,7 @@
 """Video captioning with a saliency front-end.
 
-    >>> import salcap
-    >>> salcap.SaliencyCaptioner.from_pretrained("salcap-mini").caption("clip.mp4").text
+>>> import salcap
+>>> salcap.SaliencyCaptioner.from_pretrained("salcap-mini").caption("clip.mp4").text
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-
 # module of transformers -> module of ours that registers itself with it when imported
 _REGISTRATIONS = {
     "transformers.models.auto.configuration_auto": "salcap.captioners.mini.configuration",

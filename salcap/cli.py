@@ -147,8 +147,10 @@ def evaluate(
         _print_table(
             ("saliency", "mode", "policy", "keep", "tokens", *names),
             [
-                (r.saliency or "-", r.mode, r.policy or "-", f"{r.keep_ratio:g}", f"{r.visual_tokens:g}")
-                + tuple(_number(r.scores[name]) for name in names)
+                (
+                    *(r.saliency or "-", r.mode, r.policy or "-", f"{r.keep_ratio:g}", f"{r.visual_tokens:g}"),
+                    *(_number(r.scores[name]) for name in names),
+                )
                 for r in rows
             ],
         )

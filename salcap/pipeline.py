@@ -81,7 +81,7 @@ class SaliencyCaptioner:
                 mode = "prune" if mode == "none" else f"{mode}+prune"
         elif "prune" not in mode.split("+") and keep_ratio is None:
             keep_ratio = 1.0  # the default budget belongs to the default mode
-        given = {
+        given: dict[str, Any] = {
             "mode": mode,
             "policy": policy,
             "keep_ratio": keep_ratio,

@@ -9,7 +9,7 @@ from salcap.frames import Frames
 
 
 def uniform_indices(pts_seconds: Tensor, num_frames: int) -> Tensor:
-    """Indices of the frames nearest the centres of ``num_frames`` equal parts of the time they span.
+    """Indices of the frames on screen at the centres of ``num_frames`` equal parts of the time they span.
 
     Args:
         pts_seconds: (T,) non-decreasing.

@@ -33,12 +33,26 @@ def spread_times(times: Sequence[Ticks], targets: Sequence[Ticks]) -> list[Ticks
     return [times[index] for index in indices]
 
 
+def in_order(frames: Iterable[Timed]) -> Iterator[Timed]:
+    """Frames without those whose time is wrong: before that of the last one, or after that of all that follow."""
+    last: Timed | None = None
+    before = -math.inf
+    for frame in frames:
+        if last is not None and frame[0] > last[0]:
+            yield last
+            before, last = last[0], frame
+        elif last is None or frame[0] > before:  # the last one was too far ahead
+            last = frame
+    if last is not None:
+        yield last
+
+
 class Timeline(ABC):
     """A stream that can be sought, read packet by packet, and decoded forward.
 
     Attributes:
         index: the stream's number in its container.
-        origin: ticks at which the first frame comes on screen.
+        origin, end: ticks at which the first frame comes on screen and the last one leaves it.
         step: ticks a frame lasts on average.
         delay: ticks from the first packet's decoding time to ``origin``.
         by_dts: frames carry no presentation times (AVI), they are told by the packets' decoding times and ``delay``.
@@ -48,6 +62,7 @@ class Timeline(ABC):
     index: int
     time_base: Fraction
     origin: Ticks
+    end: Ticks
     step: Fraction
     delay: Ticks = 0
     by_dts: bool = False
@@ -58,8 +73,8 @@ class Timeline(ABC):
         """Packets of this stream, or of all, from the present place to the end or to too many errors in a row."""
 
     @abstractmethod
-    def decode(self, packets: Iterator[Any], start: Ticks | None = None) -> Iterator[Timed]:
-        """Frames of the packets in the order shown; ``start`` is the first one's time where it has none of its own."""
+    def decode_packet(self, packet: Any | None) -> list[Any] | None:
+        """Frames that come out when a packet goes in, or at the end; None where that failed."""
 
     @abstractmethod
     def seek(self, ticks: Ticks, any_frame: bool = False) -> bool:
@@ -69,19 +84,54 @@ class Timeline(ABC):
     def rewind(self) -> None:
         """Go to the first packet, also where the container cannot seek."""
 
-    def find_end(self, stated: Ticks | None) -> tuple[Ticks, Ticks]:
-        """When the last frame leaves the screen, and when the last packet of any stream ends; from packets alone.
+    def decode(self, packets: Iterator[Any], start: Ticks | None = None) -> Iterator[Timed]:
+        """Frames of the packets in the order shown; ``start`` is the first one's time where it has none of its own."""
+        errors, previous = 0, None if start is None else start - self.step
+        for packet in chain(packets, [None]):
+            frames = self.decode_packet(packet)
+            errors = errors + 1 if frames is None else 0
+            if errors > MAX_ERRORS:
+                return
+            for frame in frames or []:
+                ticks = frame.pts if frame.pts is not None else frame.dts
+                if ticks is None and previous is None:
+                    return  # after a seek nothing tells where this is
+                previous = Fraction(ticks) if ticks is not None else previous + self.step  # type: ignore[operator]
+                yield math.floor(previous), frame
+
+    def clip(self, start_seconds: float | None, end_seconds: float | None) -> tuple[Fraction, Fraction]:
+        """The ticks of a part of the video that is given in seconds from its start, cut off at its end."""
+        for name, value in (("start_seconds", start_seconds), ("end_seconds", end_seconds)):
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be a time from the start of the video, 0 or later, got {value}")
+        if end_seconds is not None and end_seconds <= (start_seconds or 0):
+            raise ValueError(f"end_seconds must be later than start_seconds, got {start_seconds} to {end_seconds}")
+        start = self.origin + Fraction(start_seconds or 0) / self.time_base
+        if start >= self.end:
+            raise ValueError(
+                f"start_seconds {start_seconds} is beyond the end of the video ({self.seconds(self.end)} s)"
+            )
+        end = Fraction(self.end)
+        return start, end if end_seconds is None else min(end, self.origin + Fraction(end_seconds) / self.time_base)
+
+    def seconds(self, ticks: Ticks) -> float:
+        """Seconds from the start of the video."""
+        return float((ticks - self.origin) * self.time_base)
+
+    def find_end(self, stated: Ticks | None) -> Ticks:
+        """Find ``end`` from packets alone; returns where the last packet of any stream ends.
 
         Args:
             stated: the end that the container states: only a hint where to look.
         """
         ends = None
         if stated is not None:
-            margin = int(2 / self.time_base)  # packets do not come in the order shown
-            if self.seek(max(stated - margin, self.origin), any_frame=True):
+            if self.seek(max(stated - 2 * self._second, self.origin), any_frame=True):  # packets are not in order
                 ends = self._read_ends()
             low, high = self.origin, stated
-            while ends is None and high - low > self.step:  # nothing there: halve the way to the last readable place
+            while ends is None and high - low > max(
+                1, self.step
+            ):  # nothing there: halve the way to the last readable place
                 middle = (low + high) // 2
                 readable = self.seek(middle, any_frame=True) and any(True for _ in self.packets(max_errors=0))
                 low, high = (middle, high) if readable else (low, middle)
@@ -90,7 +140,8 @@ class Timeline(ABC):
         if ends is None:
             self.rewind()
             ends = self._read_ends(MAX_ERRORS) or (self.origin, self.origin)
-        return max(ends[0], self.origin + 1), max(ends)
+        self.end = max(ends[0], self.origin + 1)
+        return max(ends)
 
     def _read_ends(self, max_errors: int = 0) -> tuple[Ticks, Ticks] | None:
         """Read on to the end of the file: the latest end of a packet of this stream, and of one of any other."""
@@ -106,7 +157,7 @@ class Timeline(ABC):
         return (max(ends), last) if ends else None
 
     def _times(self, stamps: Sequence[tuple[Ticks | None, Ticks | None]]) -> list[Ticks]:
-        """When the frames of packets in a row are shown, as a set rather than one by one; ``stamps``: their pts, dts."""
+        """When frames of consecutive packets are shown, as a set rather than one by one; ``stamps``: their pts, dts."""
         if self.counted:
             return [math.floor(self.origin + number * self.step) for number in range(len(stamps))]
         if self.by_dts or any(pts is None for pts, _ in stamps):
@@ -190,6 +241,20 @@ class Timeline(ABC):
             if shown is not None:
                 yield shown
 
+    def all_frames(self, start: Fraction, end: Fraction) -> Iterator[Timed]:
+        """Decode every frame on screen between ``start`` and ``end``."""
+        first = math.floor(start)
+        frames = self._frames_from(self.keyframe_before(first), first)
+        shown = next(frames, None)
+        for coming in frames:
+            if shown is not None and coming[0] > start:
+                yield shown
+            shown = coming
+            if shown[0] >= end:
+                return
+        if shown is not None:
+            yield shown
+
     def _frames_from(self, keyframe: Ticks | None, target: Ticks) -> Iterator[Timed]:
         """Decode from a keyframe on; from an earlier one where the first frame that decodes is too late for the target.
 
@@ -197,12 +262,12 @@ class Timeline(ABC):
         """
         back = 1
         while keyframe is not None:
-            frames = self.decode(self._packets_from(keyframe))
+            frames = in_order(self.decode(self._packets_from(keyframe)))
             first = next(frames, None)
             if first is not None and first[0] <= target:
                 return chain([first], frames)
             keyframe, back = self.keyframe_before(keyframe - back), max(2 * back, self._second)
-        return self.decode(self._packets_from(None), self.origin)
+        return in_order(self.decode(self._packets_from(None), self.origin))
 
     def _packets_from(self, keyframe: Ticks | None) -> Iterator[Any]:
         """Packets from a keyframe on, or from one before it; None: from the start of the file."""

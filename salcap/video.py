@@ -14,10 +14,10 @@ import re
 import stat
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from itertools import chain, islice
+from textwrap import shorten
 from typing import Any, BinaryIO, TypeAlias
 
 import av
@@ -30,6 +30,9 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from salcap.frames import Frames
 from salcap.timeline import MAX_ERRORS, Ticks, Timed, Timeline, spread_times
+from salcap.video_info import VideoDecodeError, VideoInfo
+
+__all__ = ["VideoDecodeError", "VideoInfo", "probe", "read_frames"]
 
 MAX_PIXELS = 8192 * 8192  # of a decoded frame; a file that declares more is refused before memory is taken
 MAX_THREADS = 4  # each decoding thread holds a frame, and after a seek wastes one
@@ -42,55 +45,12 @@ FORMATS = (
     "hevc,vvc,m4v,h263,vc1,mjpeg,yuv4mpegpipe,png_pipe,jpeg_pipe,webp_pipe,bmp_pipe,tiff_pipe,gif_pipe,jpegxl_pipe,"
     "jpegxl_anim,mp3,aac,ac3,flac,wav"
 )
-GUESSING_FORMATS = ("mpeg",)  # most packets of a program stream have no time; after a seek FFmpeg guesses them wrong
+
+# What PyAV raises on broken files; IndexError where a stream turns up late
+FAILURES = (av.FFmpegError, ArithmeticError, LookupError, MemoryError, OSError, ValueError)
 
 VideoPath: TypeAlias = "str | os.PathLike[str] | BinaryIO"
 _log_lock = threading.Lock()
-
-
-class VideoDecodeError(RuntimeError):
-    """A file that gives no frame; the message names it and repeats the decoder's own words.
-
-    Attributes:
-        path: the file, as the caller named it.
-    """
-
-    def __init__(self, path: str, message: str) -> None:
-        super().__init__(path, message)
-        self.path, self.message = path, message
-
-    def __str__(self) -> str:
-        return f"cannot read video {self.path}: {self.message}"
-
-
-@dataclass(frozen=True)
-class VideoInfo:
-    """What a video is, measured where its header could lie.
-
-    Attributes:
-        duration_seconds: from the start of the stream to the end of its last frame.
-        width, height: in pixels, of a frame as `read_frames` returns it (upright, sample aspect not applied).
-        fps: frames a second on average; None where the container does not say.
-        rotation: degrees, clockwise, by which stored frames are turned to be upright: 0, 90, 180 or 270.
-        num_frames_stated: what the container claims; None where it claims nothing.
-        sample_aspect_ratio: width of a stored pixel over its height.
-        start_pts_seconds: start of the stream on the file's own clock; add it to get the times other tools print.
-        warnings: as in `Frames`.
-    """
-
-    path: str
-    duration_seconds: float
-    width: int
-    height: int
-    fps: float | None
-    codec: str
-    container: str
-    pixel_format: str
-    rotation: int
-    num_frames_stated: int | None
-    sample_aspect_ratio: float
-    start_pts_seconds: float
-    warnings: tuple[str, ...]
 
 
 def probe(path: VideoPath) -> VideoInfo:
@@ -104,7 +64,7 @@ def probe(path: VideoPath) -> VideoInfo:
         a, b, _, _ = _orientation(frame)
         return VideoInfo(
             path=video.name,
-            duration_seconds=float((video.end - video.origin) * video.time_base),
+            duration_seconds=video.seconds(video.end),
             width=video.size[1],
             height=video.size[0],
             fps=float(stream.average_rate) if stream.average_rate else None,
@@ -163,22 +123,25 @@ def read_frames(
         start, end = video.clip(start_seconds, end_seconds)
         interval = (end - start) / num_frames
         targets = [math.floor(start + (number + Fraction(1, 2)) * interval) for number in range(num_frames)]
-        pictures = video.read(video.plan(targets, 0 if exact else interval * SNAP_SHARE), end)
+        pictures = video.read(video.frames_at(video.plan(targets, 0 if exact else interval * SNAP_SHARE)), end)
         if len(pictures) < num_frames:  # stills, damage, or a short clip: choose among the frames that there are
             times = spread_times(video.shown_times(start, end), targets)
-            missing = [ticks for ticks in times if ticks not in pictures]
-            pictures = {ticks: pictures[ticks] for ticks in times if ticks in pictures} or pictures
-            pictures |= video.read(video.plan(missing), end)
+            missing = video.plan([ticks for ticks in times if ticks not in pictures])
+            pictures |= video.read(video.frames_at(missing), end)
+            if len(pictures) < len(times) or (len(pictures) < num_frames and video.damage):
+                video.be_careful()
+                times = spread_times([ticks for ticks, _ in video.all_frames(start, end)], targets)
+                pictures |= video.read((timed for timed in video.all_frames(start, end) if timed[0] in times), end)
         if not pictures:
             raise video.failed("no frame of the clip could be decoded")
         if len(pictures) < num_frames:
             video.notes.append(f"asked for {num_frames} frames, the clip gave {len(pictures)}")
-        shown = sorted(pictures)
+        if end_seconds is not None and end_seconds > video.seconds(video.end):
+            video.notes.append(f"end_seconds {end_seconds} is beyond the end of the video: read up to it")
+        shown = spread_times(sorted(pictures), targets)
         return Frames(
             pixels=torch.from_numpy(np.stack([pictures[ticks] for ticks in shown])).permute(0, 3, 1, 2).contiguous(),
-            pts_seconds=torch.tensor(
-                [float((ticks - video.origin) * video.time_base) for ticks in shown], dtype=torch.float64
-            ),
+            pts_seconds=torch.tensor([video.seconds(ticks) for ticks in shown], dtype=torch.float64),
             source=video.name,
             warnings=video.warnings(),
         )
@@ -189,7 +152,6 @@ class _Video(Timeline):
 
     Attributes:
         first: the first frame that decodes, with its time.
-        end: ticks at which the last frame leaves the screen.
         size: (height, width) of the pictures handed out.
     """
 
@@ -199,6 +161,7 @@ class _Video(Timeline):
         self.notes: list[str] = []
         self.damage: Counter[str] = Counter()
         self.cause: Exception | None = None
+        self.threads = min(MAX_THREADS, os.cpu_count() or 1)
         self.reformatter = VideoReformatter()
         self.container: Any = None
         self.stream: Any = None
@@ -239,7 +202,7 @@ class _Video(Timeline):
     def _open(self) -> None:
         try:
             self.container = _open_container(self.path)
-        except (av.FFmpegError, OSError, ValueError) as error:
+        except FAILURES as error:
             self.cause = error
             raise self.failed(_words(error)) from error
         # pts that FFmpeg guesses are wrong for reordered frames in AVI; without them frames carry the decoder's times
@@ -257,34 +220,44 @@ class _Video(Timeline):
         if codec.width * codec.height > MAX_PIXELS:
             raise self.failed(f"declares {codec.width}x{codec.height} pixels, at most {MAX_PIXELS} are decoded")
         codec.options = {"max_pixels": str(MAX_PIXELS)}
-        codec.thread_type, codec.thread_count = "AUTO", min(MAX_THREADS, os.cpu_count() or 1)
+        codec.thread_type, codec.thread_count = "AUTO", self.threads
         self.stream, self.index, self.time_base = stream, stream.index, stream.time_base
         self.step = 1 / ((stream.average_rate or stream.guessed_rate or 25) * stream.time_base)
 
     def _measure(self) -> None:
         """Decode the first frame, learn from it how this file tells time, and find the end."""
-        packets = self.packets()
-        head = list(islice(packets, 1))
-        first = next(self.decode(chain(head, packets), self.stream.start_time or 0), None)
-        if first is None:
+        head: list[av.Packet] = []
+        for careful in (False, True):
+            if careful:
+                self.be_careful()
+            packets = self.packets()
+            head = list(islice(packets, 1))
+            first = next(self.decode(chain(head, packets), self.stream.start_time or 0), None)
+            if first is not None:
+                break
+        else:
             raise self.failed("no frame could be decoded")
         self.first, (self.origin, frame) = first, first
         if frame.pts is not None and self.stream.start_time is not None:
             self.origin = min(self.origin, self.stream.start_time)
         self.by_dts, self.counted = frame.pts is None, frame.pts is None and head[0].dts is None
-        self.delay = 0 if head[0].dts is None else self.origin - head[0].dts
+        self.delay = 0 if head[0].dts is None else first[0] - head[0].dts
         height, width = frame.height, frame.width
         self.size = (height, width) if _orientation(frame)[0] else (width, height)
-        stated = self.stream.duration
+        stated, kind = self.stream.duration, self.container.format.name
         if stated is not None:
             stated += self.stream.start_time or 0
         elif self.container.duration is not None:  # of the longest stream; some count it from 0, some from the start
             stated = int(Fraction(self.container.duration, av.time_base) / self.time_base)
-        self.end, last = self.find_end(stated)
-        reached = self.end if self.stream.duration is not None else last
-        if stated is not None and stated - reached > self.step + Fraction(1, 100) / self.time_base:
-            states, ends = (float((ticks - self.origin) * self.time_base) for ticks in (stated, reached))
-            self.notes.append(f"the file states {states:.2f} s but ends after {ends:.2f} s: it may be truncated")
+        if kind == "avi" and stated is not None:  # FFmpeg guesses the duration of one that is cut, but not its frames
+            stated = max(stated, math.floor(self.stream.frames * self.step))
+        last = self.find_end(stated)
+        reached = self.seconds(last if self.stream.duration is None else self.end)
+        if stated is not None and self.seconds(stated) > reached + float(self.step * self.time_base) + 0.01:
+            states = f"the file states {self.seconds(stated):.2f} s but ends after {reached:.2f} s"
+            self.notes.append(f"{states}: it may be truncated")
+        if kind == "mpegts" and all(self.container.size % size for size in (188, 192, 204)):
+            self.notes.append("the file ends within a transport packet: it may be truncated")
 
     def scale_to(self, size: tuple[int, int] | None, shortest_side: int | None) -> None:
         """Set the size of the pictures handed out."""
@@ -300,31 +273,14 @@ class _Video(Timeline):
             size = (max(1, round(height * share)), max(1, round(width * share)))
         self.size = size or self.size
 
-    def clip(self, start_seconds: float | None, end_seconds: float | None) -> tuple[Fraction, Fraction]:
-        """The part of the video that is asked for, in ticks."""
-        for name, value in (("start_seconds", start_seconds), ("end_seconds", end_seconds)):
-            if value is not None and not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be a time from the start of the video, 0 or later, got {value}")
-        if end_seconds is not None and end_seconds <= (start_seconds or 0):
-            raise ValueError(f"end_seconds must be later than start_seconds, got {start_seconds} to {end_seconds}")
-        duration = (self.end - self.origin) * self.time_base
-        start, end = Fraction(start_seconds or 0), duration if end_seconds is None else Fraction(end_seconds)
-        if start >= duration:
-            raise ValueError(
-                f"start_seconds {start_seconds} is beyond the end of {self.name} ({float(duration):.3f} s)"
-            )
-        if end > duration:
-            self.notes.append(f"end_seconds {end_seconds} is beyond the end ({float(duration):.3f} s): read up to it")
-        return self.origin + start / self.time_base, self.origin + min(end, duration) / self.time_base
-
-    def read(self, plan: list[tuple[Ticks, Ticks | None]], end: Fraction) -> dict[Ticks, np.ndarray]:
-        """Decode a plan: (H, W, 3) pictures by the time at which they come on screen, before ``end``."""
+    def read(self, frames: Iterable[Timed], end: Fraction) -> dict[Ticks, np.ndarray]:
+        """(H, W, 3) pictures of decoded frames by the time at which they come on screen, where that is before ``end``."""
         pictures: dict[Ticks, np.ndarray] = {}
-        for ticks, frame in self.frames_at(plan):
+        for ticks, frame in frames:
             if ticks < end and ticks not in pictures:
                 try:
                     pictures[ticks] = self._to_rgb(frame)
-                except (av.FFmpegError, ValueError, MemoryError) as error:
+                except FAILURES as error:
                     self._count(error)
         return pictures
 
@@ -334,21 +290,25 @@ class _Video(Timeline):
         height, width = self.size if a else self.size[::-1]
         flags = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
         scaling = None if (frame.height, frame.width) == (height, width) else flags
-        picture = self.reformatter.reformat(
-            frame, width, height, "rgb24", interpolation=scaling, threads=1
-        ).to_ndarray()
+        rgb = self.reformatter.reformat(frame, width, height, "rgb24", interpolation=scaling, threads=1)
+        picture = rgb.to_ndarray()
         return (picture if a else picture.swapaxes(0, 1))[:: d or b, :: a or c]
 
     def rewind(self) -> None:
         self.close()
         self._open()
 
+    def be_careful(self) -> None:
+        """Start over with one thread: when several meet damage, the frames that they have in hand are lost."""
+        self.threads = 1
+        self.rewind()
+
     def seek(self, ticks: Ticks, any_frame: bool = False) -> bool:
-        if self.counted or self.container.format.name in GUESSING_FORMATS:
+        if self.counted or self.container.format.name == "mpeg":  # times guessed after a seek in that are wrong
             return False
         try:
             self.container.seek(ticks - self.delay if self.by_dts else ticks, stream=self.stream, any_frame=any_frame)
-        except (av.FFmpegError, OverflowError):
+        except FAILURES:
             return False
         return True
 
@@ -361,33 +321,21 @@ class _Video(Timeline):
                         errors = 0
                         yield packet
                 return
-            except av.FFmpegError as error:
+            except FAILURES as error:
                 self._count(error)
                 errors += 1
 
-    def decode(self, packets: Iterator[av.Packet], start: Ticks | None = None) -> Iterator[Timed]:
-        errors, previous = 0, None if start is None else start - self.step
-        for packet in chain(packets, [None]):
-            try:
-                frames = self.stream.codec_context.decode(packet)
-            except EOFError:
-                return
-            except (av.FFmpegError, ValueError, MemoryError) as error:
+    def decode_packet(self, packet: av.Packet | None) -> list[av.VideoFrame] | None:
+        try:
+            frames: list[av.VideoFrame] = self.stream.codec_context.decode(packet)
+        except FAILURES as error:
+            if not isinstance(error, EOFError):
                 self._count(error)
-                errors += 1
-                if errors > MAX_ERRORS:
-                    return
-                continue
-            for frame in frames:
-                errors = 0
-                if frame.is_corrupt:
-                    self.damage["a frame with concealed errors"] += 1
-                ticks = frame.pts if frame.pts is not None else frame.dts
-                if ticks is None and previous is None:
-                    return  # after a seek nothing tells where this is
-                if ticks is None or previous is None or ticks > previous:  # else its time is over: never shown
-                    previous = previous + self.step if ticks is None else Fraction(ticks)  # type: ignore[operator]
-                    yield math.floor(previous), frame
+            return None
+        for frame in frames:
+            if frame.is_corrupt:
+                self.damage["a frame with concealed errors"] += 1
+        return frames
 
 
 def _orientation(frame: av.VideoFrame) -> tuple[int, int, int, int]:
@@ -445,8 +393,8 @@ def _decoder_log(path: VideoPath, most: int = 3) -> list[str]:
                 stream.codec_context.thread_count = 1
                 for packet in islice(container.demux(stream), 8):
                     packet.decode()
-        except (av.FFmpegError, OSError, ValueError, LookupError, AttributeError):
+        except (*FAILURES, AttributeError):
             pass
         finally:
             av.logging.set_level(level)
-    return list(dict.fromkeys(f"{name}: {text.strip()}" for _, name, text in lines))[:most]
+    return list(dict.fromkeys(shorten(f"{name}: {text}", 160) for _, name, text in lines))[:most]

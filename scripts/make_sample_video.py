@@ -1,4 +1,4 @@
-"""Render data/sample.mp4: a slow pan and zoom over a public-domain NASA photograph, so that a captioner has a real picture.
+"""Render data/sample.mp4: a slow pan and zoom over a NASA photograph, so that a captioner sees a real picture.
 
     python scripts/make_sample_video.py [data/sample.mp4]
 

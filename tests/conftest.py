@@ -13,7 +13,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other, longest on a busy machine
 
 
 @pytest.fixture(scope="session")

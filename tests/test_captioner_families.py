@@ -152,7 +152,8 @@ def test_a_cross_attention_bias_without_bound_leaves_what_slicing_would(family, 
 
 
 @pytest.mark.parametrize(
-    "encoder, early, visual_tokens", [("deit", True, 2 + 4), ("dinov2", True, 5), ("beit", False, 5), ("swin", False, 4)]
+    "encoder, early, visual_tokens",
+    [("deit", True, 2 + 4), ("dinov2", True, 5), ("beit", False, 5), ("swin", False, 4)],
 )
 def test_encoders_prune_where_their_layers_allow(encoder, early, visual_tokens, outputs):  # noqa: F811
     tiny = tiny_models.vision_encoder_decoder(encoder)
@@ -229,7 +230,9 @@ def test_score_is_the_mean_log_probability_of_the_tokens(family, generation, out
                 logits = tiny.model(encoder_outputs=encoded, decoder_input_ids=ids[None]).logits[0]
         chosen = logits[:-1].log_softmax(-1).gather(1, ids[1:, None])
         assert text.score == pytest.approx(float(chosen.mean()), abs=1e-4)
-    assert len(lengths) > 1 or "do_sample" in generation  # some texts end early, so that what follows their end could have been counted
+    assert (
+        len(lengths) > 1 or "do_sample" in generation
+    )  # some texts end early, so that what follows their end could have been counted
     if generation == {"num_beams": 3}:
         assert [t.score for t in texts] == pytest.approx(output.sequences_scores.tolist(), abs=1e-5)
 
@@ -312,10 +315,10 @@ def test_a_geometry_that_is_not_known_is_refused_where_maps_are_laid_over_frames
         def resize(self, image: Any, **kwargs: Any) -> Any:
             return super().resize(image, **kwargs)
 
-    with pytest.raises(ValueError, match="Stretching makes of a frame.*its own resize"):
+    with pytest.raises(ValueError, match=r"Stretching makes of a frame.*its own resize"):
         FramePreprocessor(Stretching()).seen_box(40, 60)
+    small = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 32, "width": 32})
     with pytest.raises(ValueError, match="smaller than the crop"):
-        small = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 32, "width": 32})
         FramePreprocessor(small).seen_box(40, 60)
     with pytest.raises(ValueError, match="longest_edge"):
         FramePreprocessor(CLIPImageProcessorPil(size={"shortest_edge": 16, "longest_edge": 64})).seen_box(40, 60)

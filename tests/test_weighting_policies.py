@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from salcap.seeding import content_seeds, noise
 from salcap.weighting import prune_patches, select_patches
 from salcap.weighting.apportion import bounded_shares
-from salcap.weighting.policies import COVERAGE, patch_path
+from salcap.weighting.policies import patch_path
 
 
 def test_top_keeps_the_highest_and_the_first_of_equals():
@@ -72,7 +72,7 @@ def test_stratified_draws_by_saliency():
         saliency.expand(4000, -1, -1), (5, 6), num_keep=8, policy="stratified", seed=torch.arange(4000)
     )
     frequency = torch.bincount(selection.keep_indices.flatten(), minlength=30) / 4000
-    expected = bounded_shares(saliency[0, 0], 8, COVERAGE * 8 / 30, 1.0)
+    expected = bounded_shares(saliency[0, 0], 8, 0.5 * 8 / 30, 1.0)
     assert float((frequency - expected).abs().max()) < 0.03
     assert float(expected.max()) == 1.0  # both bounds are at work
     assert float(expected.min()) < 0.15
@@ -81,16 +81,16 @@ def test_stratified_draws_by_saliency():
 @pytest.mark.parametrize("num_keep", [5, 49, 98, 180])
 def test_stratified_leaves_no_area_out(num_keep):
     saliency = torch.full((1, 6, 196), 1e-6)
-    saliency[..., 90:110] = 9.0
+    saliency[..., 56:140] = 9.0  # the six rows in the middle
     selection = select_patches(saliency, (14, 14), num_keep=num_keep, policy="stratified")
     _, place = patch_path((14, 14), num_keep, torch.device("cpu"))
     for frame, kept in enumerate(selection.keep_indices.reshape(6, num_keep)):
         places = place[kept - 196 * frame].sort().values
         gaps = torch.cat([places, torch.tensor([196])]).diff(prepend=torch.tensor([-1]))
-        assert int(gaps.max()) <= 196 / (COVERAGE * num_keep) + 1
+        assert int(gaps.max()) <= 2 * 196 / num_keep + 1
     patch = selection.keep_indices % 196
-    salient = int(((patch >= 90) & (patch < 110)).sum())
-    assert salient >= 0.9 * 6 * min(num_keep / 2, 20)  # as many as coverage leaves
+    salient = int(((patch >= 56) & (patch < 140)).sum())
+    assert salient >= 0.9 * 6 * min(num_keep / 2, 84)  # as many as coverage leaves
 
 
 def test_stratified_shows_different_patches_of_a_still_scene():

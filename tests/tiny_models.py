@@ -118,4 +118,24 @@ def vision_encoder_decoder(encoder: str = "vit", decoder: str = "gpt2") -> Tiny:
     return Tiny(model, (ViTImageProcessorPil(size=size), tokenizer()), {"deit": 2, "swin": 0}.get(encoder, 1))
 
 
+def mini() -> Tiny:
+    """The bundled captioner's architecture; its grid is 4 x 4 at twice the side of the others."""
+    from salcap.captioners.mini.configuration import SalcapEncoderConfig
+    from salcap.captioners.mini.modeling import SalcapEncoder
+
+    ids = {"vocab_size": len(WORDS), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    config = SalcapEncoderConfig(trunk="lite0", image_size=2 * SIDE, **SIZES)
+    torch.manual_seed(0)
+    encoder = SalcapEncoder(config)
+    decoder = transformers.GPT2LMHeadModel(DECODERS["gpt2"](**ids))
+    model = transformers.VisionEncoderDecoderModel(encoder=encoder, decoder=decoder)
+    lively(model.decoder)
+    for parameter in (encoder.position_embedding, encoder.saliency_embedding):
+        parameter.data.normal_()
+    for where in (model.config, model.generation_config):
+        where.decoder_start_token_id, where.pad_token_id, where.eos_token_id, where.bos_token_id = 1, 0, 2, 1
+    size = {"height": 2 * SIDE, "width": 2 * SIDE}
+    return Tiny(model.eval(), (ViTImageProcessorPil(size=size, do_normalize=False), tokenizer()), 0)
+
+
 FAMILIES = {"git": git, "blip": blip, "vision_encoder_decoder": vision_encoder_decoder}

@@ -17,6 +17,7 @@ from salcap.captioners.preprocessing import FramePreprocessor
 from salcap.captioners.visual_tokens import ClipTokens
 from salcap.config import Weighting
 from salcap.frames import Frames
+from salcap.seeding import content_seeds
 from salcap.weighting import relative_saliency
 
 
@@ -160,7 +161,8 @@ class CaptionerFamily(ABC):
             if batch.log_densities is not None:
                 box = self.preprocess.seen_box(*frames.pixels.shape[-2:])
                 saliency = relative_saliency(batch.log_densities[index], grid, box)
-            plans.append(ClipTokens(batch.weighting, len(frames), grid, num_prefix_tokens, saliency))
+            seed = clip_seed(frames, batch.weighting)
+            plans.append(ClipTokens(batch.weighting, len(frames), grid, num_prefix_tokens, saliency, seed))
         return plans
 
     def eos_token_ids(self, generation: dict[str, Any]) -> list[int]:
@@ -198,6 +200,11 @@ class CaptionerFamily(ABC):
             raise ValueError(f"got {len(log_densities)} log_densities for {len(clips)} clips")
         if generation.get("num_return_sequences", 1) != 1:
             raise ValueError(f"one caption a clip: num_return_sequences is {generation['num_return_sequences']}, not 1")
+
+
+def clip_seed(frames: Frames, weighting: Weighting) -> int:
+    """A clip's own seed, from its first frame: with one for all, stills would all show the same random patches."""
+    return int(content_seeds(frames.pixels[:1], weighting.seed)) if "prune" in weighting.modes else weighting.seed
 
 
 def mean_log_probs(output: Any, eos_token_ids: Sequence[int]) -> list[float | None]:

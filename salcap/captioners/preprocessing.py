@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_transforms import get_resize_output_image_size
@@ -49,9 +48,10 @@ class FramePreprocessor:
         backend = next((b for b in (PilBackend, TorchvisionBackend) if isinstance(processor, b)), None)
         changed = [n for n in _GEOMETRY if backend and getattr(type(processor), n) is not getattr(backend, n)]
         if backend is None or changed or getattr(processor, "do_pad", None):
+            own = f", and it has its own {', '.join(changed)}" if changed else ""
             raise ValueError(
-                f"cannot lay saliency maps over what {type(processor).__name__} makes of a frame: only resize and "
-                f"centre crop are known{' and it has its own ' + ', '.join(changed) if changed else ''}; use mode 'none'"
+                f"cannot lay saliency maps over what {type(processor).__name__} makes of a frame:"
+                f" only resize and centre crop are known{own}; use mode 'none'"
             )
         if processor.do_resize:
             height, width = self._resized(height, width)
@@ -60,7 +60,9 @@ class FramePreprocessor:
         crop = self._size("crop_size")
         top, left = (height - crop["height"]) // 2, (width - crop["width"]) // 2
         if top < 0 or left < 0:
-            raise ValueError(f"frames are resized to {height}x{width}, smaller than the crop of {crop}: they get a border")
+            raise ValueError(
+                f"frames are resized to {height}x{width}, smaller than the crop of {crop}: they get a border"
+            )
         return left / width, top / height, (left + crop["width"]) / width, (top + crop["height"]) / height
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:

@@ -22,6 +22,7 @@ class ClipTokens:
         grid: (gh, gw) patches of a frame, N in all.
         num_prefix_tokens: P tokens in front of each frame's patches; they always stay as they are.
         saliency: (F, N) from `relative_saliency`; None where the mode is "none".
+        seed: the clip's own, of the random policies.
 
     Attributes:
         counts: tokens of each frame, its prefix tokens among them.
@@ -35,6 +36,7 @@ class ClipTokens:
         grid: tuple[int, int],
         num_prefix_tokens: int,
         saliency: Tensor | None = None,
+        seed: int = 0,
     ) -> None:
         self.weighting, self.num_prefix_tokens = weighting, num_prefix_tokens
         self._choices: list[tuple[Tensor, Tensor | None]] = []
@@ -42,9 +44,9 @@ class ClipTokens:
         self._full_count = num_prefix_tokens + grid[0] * grid[1]
         self.counts = (self._full_count,) * num_frames
         if saliency is not None and "prune" in weighting.modes:
-            self._choose(saliency, grid)
+            self._choose(saliency, grid, seed)
 
-    def _choose(self, saliency: Tensor, grid: tuple[int, int]) -> None:
+    def _choose(self, saliency: Tensor, grid: tuple[int, int], seed: int) -> None:
         weighting = self.weighting
         selection = select_patches(
             saliency[None],
@@ -52,7 +54,7 @@ class ClipTokens:
             weighting.keep_ratio,
             policy=weighting.policy,
             scope=weighting.scope,
-            seed=weighting.seed,
+            seed=seed,
         )
         if selection.is_identity:
             return
@@ -86,7 +88,7 @@ class ClipTokens:
         return torch.cat([prefix, self._take(frame, patches)], -2)
 
     def scale(self, tokens: Tensor) -> Tensor:
-        """Tokens (..., num_tokens, D) of all frames, each frame's patches faded into their mean; see `scale_patches`."""
+        """Tokens (..., num_tokens, D) of all frames, with each frame's patches faded: see `scale_patches`."""
         if "scale" not in self.weighting.modes:
             return tokens
         scaled = [

@@ -45,7 +45,9 @@ def load_captioned_images(root: str | Path, split: str | None = None) -> list[Ca
     ]
     missing = [item.image_id for item in items if not item.path.is_file()]
     if missing:
-        raise FileNotFoundError(f"{len(missing)} of {len(items)} images are missing in {root / 'images'}: {missing[:3]}")
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(items)} images are missing in {root / 'images'}: {missing[:3]}"
+        )
     return items
 
 

@@ -108,8 +108,10 @@ def score_report(
         for name, (whole, each) in zip(_NAMES[metric], results, strict=True):
             scores[name] = float(whole)
             per_caption[name] = {key: float(value) for key, value in zip(truths, each, strict=True)}
-    for name in (name for metric in asked for name in _NAMES[metric] if name in reasons):
-        logger.warning("%s was not scored: %s", name, reasons[name])
+    missing = [name for metric in asked for name in _NAMES[metric] if name in reasons]
+    for reason in dict.fromkeys(reasons[name] for name in missing):
+        names = ", ".join(name for name in missing if reasons[name] == reason)
+        logger.warning("not scored: %s: %s", names, reason)
     return ScoreReport(scores, reasons, per_caption, tokenizer)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
@@ -15,81 +16,23 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, VisionEncoderDecoderModel
+from transformers import PreTrainedTokenizerFast
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from salcap.captioners.mini.configuration import SalcapEncoderConfig
-from salcap.captioners.mini.modeling import SalcapEncoder
 from salcap.config import Weighting
 from salcap.datasets.captioned_images import iter_density_maps, load_captioned_images
-from salcap.efficientnet_lite import load_imagenet_trunk
 from salcap.training.cider_reward import CiderReward
 from salcap.training.feature_cache import FeatureCache
 from salcap.training.mixture import draw_log_density, draw_weighting
-from salcap.training.settings import CaptionerTraining, ModelSettings, StageSettings
+from salcap.training.model import CaptionTask, WeightAverage, build_captioner
+from salcap.training.settings import CaptionerTraining, StageSettings
 from salcap.training.text import clean_caption, pack_captions, read_sentences, train_tokenizer
 
 log = logging.getLogger(__name__)
-
-
-def build_captioner(settings: ModelSettings, tokenizer: PreTrainedTokenizerFast) -> VisionEncoderDecoderModel:
-    """A fresh captioner: ImageNet trunk (frozen but for its semantic head), new encoder and decoder."""
-    encoder = SalcapEncoder(
-        SalcapEncoderConfig(
-            trunk=settings.trunk,
-            image_size=settings.image_size,
-            hidden_size=settings.hidden_size,
-            num_hidden_layers=settings.encoder_layers,
-            num_attention_heads=settings.heads,
-            intermediate_size=settings.intermediate_size,
-            hidden_dropout_prob=settings.dropout,
-        )
-    )
-    encoder.trunk.load_state_dict(load_imagenet_trunk(settings.trunk).state_dict())
-    decoder = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=len(tokenizer),
-            n_positions=2 * settings.most_tokens,
-            n_embd=settings.hidden_size,
-            n_layer=settings.decoder_layers,
-            n_head=settings.heads,
-            n_inner=settings.intermediate_size,
-            activation_function="gelu",
-            resid_pdrop=settings.dropout,
-            embd_pdrop=settings.dropout,
-            attn_pdrop=0.0,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            is_decoder=True,
-            add_cross_attention=True,
-        )
-    )
-    model = VisionEncoderDecoderModel(encoder=encoder, decoder=decoder)
-    for where in (model.config, model.generation_config):
-        where.decoder_start_token_id = tokenizer.bos_token_id
-        where.bos_token_id = tokenizer.bos_token_id
-        where.eos_token_id = tokenizer.eos_token_id
-        where.pad_token_id = tokenizer.pad_token_id
-    model.generation_config.max_length = None
-    model.generation_config.max_new_tokens = 24
-    return model
-
-
-class CaptionTask(nn.Module):
-    """The trained module: packed captions to logits, with or without images."""
-
-    def __init__(self, model: VisionEncoderDecoderModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, text: dict[str, Tensor], visual: dict[str, Any] | None) -> tuple[Tensor, Tensor | None]:
-        """Logits (B, L, vocabulary) and the encoder's tokens."""
-        tokens = None if visual is None else self.model.encoder(**visual).last_hidden_state
-        inputs = {key: text[key] for key in ("input_ids", "attention_mask", "position_ids")}
-        return self.model.decoder(**inputs, encoder_hidden_states=tokens, use_cache=False).logits, tokens
 
 
 class CaptionerTrainer:
@@ -107,11 +50,11 @@ class CaptionerTrainer:
         self.device = self.accelerator.device
         torch.manual_seed(settings.seed)
         self._load_data()
-        self.model = build_captioner(settings.model, self.tokenizer)
+        self.model: Any = build_captioner(settings.model, self.tokenizer)
         self.model.encoder.trunk.requires_grad_(False)
         self.model.encoder.trunk.head.requires_grad_(True)
         self.task: nn.Module = self.accelerator.prepare(CaptionTask(self.model))
-        self.ema = {name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad}
+        self.average = WeightAverage(self.model, settings.ema_decay)
 
     def run(self) -> Path:
         """Train, and return the folder of the finished captioner (``output/model``)."""
@@ -122,15 +65,17 @@ class CaptionerTrainer:
         return self.save(self.output / "model")
 
     def save(self, folder: Path) -> Path:
-        """Write the averaged weights as float16 safetensors with the tokenizer."""
+        """Write the averaged weights as float16 safetensors, with tokenizer and image processor."""
         if self.accelerator.is_main_process:
-            with self._averaged():
-                half = {
-                    key: value.half() if value.is_floating_point() else value
-                    for key, value in self.model.state_dict().items()
-                }
-                self.model.save_pretrained(folder, state_dict=half)
+            with self.average.applied():
+                half = copy.deepcopy(self.model).half()
+            half.save_pretrained(folder)
+            self.model.config.save_pretrained(folder)  # says float32: the half precision is for storage only
             self.tokenizer.save_pretrained(folder)
+            side = self.settings.model.image_size
+            ViTImageProcessorPil(
+                size={"height": side, "width": side}, resample=Image.Resampling.BICUBIC, do_normalize=False
+            ).save_pretrained(folder)
         self.accelerator.wait_for_everyone()
         return folder
 
@@ -177,7 +122,9 @@ class CaptionerTrainer:
             )
         return cache
 
-    def _visual(self, rows: list[tuple[FeatureCache, int]], views: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
+    def _visual(
+        self, rows: list[tuple[FeatureCache, int]], views: np.ndarray, rng: np.random.Generator
+    ) -> dict[str, Any]:
         """Encoder arguments of a batch whose clips are ``views`` (B, F) of their images, with a drawn weighting."""
         gathered = []
         for name in ("local", "deep", "density"):
@@ -248,7 +195,7 @@ class CaptionerTrainer:
                 self.accelerator.clip_grad_norm_(trained, self.settings.clip_norm)
                 optimizer.step()
                 optimizer.zero_grad()
-                self._average()
+                self.average.update()
                 for key, value in shown.items():
                     sums[key] = sums.get(key, 0.0) + value
             ended = at == steps_per_epoch - 1
@@ -281,7 +228,7 @@ class CaptionerTrainer:
         return loss, {"loss": loss.item()}
 
     def _reward_loss(self, stage: StageSettings, chosen: np.ndarray, rng: Any) -> tuple[Tensor, dict[str, float]]:
-        """REINFORCE on CIDEr-D, each sample's baseline the mean of the image's other samples (Luo, arXiv 2003.09971)."""
+        """REINFORCE on CIDEr-D; a sample's baseline is the mean of the image's others (Luo, arXiv 2003.09971)."""
         self.task.eval()
         visual = self._batch(stage, chosen, rng)
         with torch.no_grad():
@@ -324,7 +271,7 @@ class CaptionerTrainer:
         self.task.eval()
         scores: dict[str, float] = {}
         arms = {"all": Weighting(), **{p: Weighting("prune", p, 0.25) for p in ("foveate", "random", "pool")}}
-        with self._averaged():
+        with self.average.applied():
             for arm, weighting in arms.items():
                 texts: list[str] = []
                 for start in range(0, self.num_validation, 50):
@@ -340,27 +287,18 @@ class CaptionerTrainer:
                     ids = self.model.generate(encoder_outputs=outputs, do_sample=False, num_beams=1)
                     texts += self.tokenizer.batch_decode(ids, skip_special_tokens=True)
                 values = [self.validation_reward(i, text.strip()) for i, text in enumerate(texts)]
-                scores[f"cider_d_{arm}"] = round(float(np.mean(values)) / 10, 4)
+                scores[f"cider_d_{arm}"] = round(float(np.mean(values)), 4)
                 log.debug("%s: %s", arm, texts[:5])
         return scores
-
-    def _average(self) -> None:
-        named = dict(self.model.named_parameters())
-        averages = list(self.ema.values())
-        torch._foreach_lerp_(averages, [named[name].detach() for name in self.ema], 1 - self.settings.ema_decay)
-
-    def _averaged(self) -> _Swapped:
-        return _Swapped(self.model, self.ema)
 
     def _checkpoint(self, stage: int, step: int, optimizer: Any) -> None:
         if not self.accelerator.is_main_process:
             return
-        trained = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
         state = {
             "stage": stage,
             "step": step,
-            "model": trained,
-            "ema": self.ema,
+            "model": self.average.current(),
+            "ema": self.average.values,
             "optimizer": None if optimizer is None else optimizer.state_dict(),
         }
         partial = self.output / "checkpoint.partial"
@@ -372,11 +310,8 @@ class CaptionerTrainer:
         if not path.exists():
             return {"stage": 0, "step": 0}
         state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
-        named = dict(self.model.named_parameters())
-        with torch.no_grad():
-            for name, value in state["model"].items():
-                named[name].copy_(value)
-        self.ema = state["ema"]
+        self.average.put(state["model"])
+        self.average.values = state["ema"]
         self.progress(f"resumed from {path}: stage {state['stage']}, step {state['step']}")
         return state
 
@@ -385,25 +320,6 @@ class CaptionerTrainer:
             with (self.output / "log.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
             self.progress(json.dumps(record))
-
-
-class _Swapped:
-    """Puts the averaged weights into the model for a while."""
-
-    def __init__(self, model: nn.Module, ema: dict[str, Tensor]) -> None:
-        self.named, self.ema = dict(model.named_parameters()), ema
-
-    def __enter__(self) -> None:
-        self.own = {name: self.named[name].detach().clone() for name in self.ema}
-        self._put(self.ema)
-
-    def __exit__(self, *_: object) -> None:
-        self._put(self.own)
-
-    def _put(self, values: dict[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, value in values.items():
-                self.named[name].copy_(value)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:

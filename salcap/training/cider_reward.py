@@ -41,9 +41,7 @@ class CiderReward:
                     total += penalty * product / scale
         return 10.0 * total / (_ORDERS * len(self._references[image]))
 
-    def _vectors(
-        self, counts: Counter[tuple[str, ...]]
-    ) -> tuple[list[dict[tuple[str, ...], float]], list[float], int]:
+    def _vectors(self, counts: Counter[tuple[str, ...]]) -> tuple[list[dict[tuple[str, ...], float]], list[float], int]:
         vectors: list[dict[tuple[str, ...], float]] = [{} for _ in range(_ORDERS)]
         length = 0
         for gram, count in counts.items():

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageOps
-from torch.nn import functional as F
 
 from salcap.datasets.captioned_images import CaptionedImage
 from salcap.efficientnet_lite import load_imagenet_trunk
+from salcap.weighting import pool_to_grid
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,7 @@ def render_view(image: Image.Image, view: View, size: int) -> np.ndarray:
 
 def crop_density(density: np.ndarray, view: View, grid: int) -> np.ndarray:
     """The density map as the view shows it, (grid, grid) float32 that sums to 1."""
-    left, top, right, bottom = view.box
-    fine = grid * 4  # sampled 4x4 times a cell, then averaged
-    ys = torch.linspace(top, bottom, 2 * fine + 1)[1::2] * 2 - 1
-    xs = torch.linspace(left, right, 2 * fine + 1)[1::2] * 2 - 1
-    where = torch.stack(torch.meshgrid(ys, xs, indexing="ij")[::-1], dim=-1)[None]
-    sampled = F.grid_sample(torch.from_numpy(density)[None, None], where, padding_mode="border", align_corners=False)
-    pooled = F.avg_pool2d(sampled, 4)[0, 0]
+    pooled = pool_to_grid(torch.from_numpy(density), (grid, grid), view.box)
     if view.flip:
         pooled = pooled.flip(-1)
     return (pooled / pooled.sum()).numpy().astype(np.float32)
@@ -125,7 +119,7 @@ class FeatureCache:
         stored = json.loads(record.read_text())
         if stored != self._settings:
             raise ValueError(f"{self.folder} was made with {stored}, not {self._settings}; name another cache folder")
-        trunk = load_imagenet_trunk(self.trunk).eval().to(device, memory_format=torch.channels_last)
+        trunk = load_imagenet_trunk(self.trunk).eval().to(device).to(memory_format=torch.channels_last)
         channels = trunk.feature_channels
         shape = (len(self.items), self.num_views)
         local = self._open("local", (*shape, self.grid**2, channels[2]), np.float16)

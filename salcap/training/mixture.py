@@ -1,4 +1,4 @@
-"""What a training batch meets: a mixture of maps, modes, policies and budgets, so that any choice at test time is natural."""
+"""What a training batch meets: maps, modes, policies and budgets mixed, so that any choice at test time is natural."""
 
 from __future__ import annotations
 

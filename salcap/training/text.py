@@ -49,7 +49,7 @@ def read_sentences(path: str | Path, most_per_video: int) -> list[str]:
     only), ``captions.jsonl`` (split "train" or none) and plain text, each also with ``.gz``.
     """
     path = Path(path)
-    raw = gzip.open(path, "rt", encoding="utf-8").read() if path.suffix == ".gz" else path.read_text(encoding="utf-8")
+    raw = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode("utf-8")
     name = path.name.removesuffix(".gz")
     groups: dict[str, list[str]] = {}
     if name.endswith(".txt"):

@@ -92,7 +92,7 @@ class SalcapEncoder(PreTrainedModel):
         keep_ratio: float = 1.0,
         scope: str = "frame",
         strength: float = 0.5,
-        seed: int = 0,
+        seed: int | Tensor = 0,
         trunk_features: tuple[Tensor, Tensor] | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
@@ -103,13 +103,14 @@ class SalcapEncoder(PreTrainedModel):
             pixel_values: (B, F, 3, S, S) or (B, 3, S, S), float RGB in 0..1, S the config's ``image_size``.
             pts_seconds: (B, F) presentation times; None means all zero.
             log_density: (B, F, h, w) log-density over each frame; needed by every mode but "none".
-            mode, policy, keep_ratio, scope, strength, seed: see `salcap.config.Weighting`.
+            mode, policy, keep_ratio, scope, strength: see `salcap.config.Weighting`.
+            seed: of the random policies; a (B,) int64 tensor gives each clip its own.
             trunk_features: (local (B, F, N, C16), deep (B, F, N / 4, C32)) of the frozen trunk instead of pixels.
 
         Returns:
             BaseModelOutput with ``last_hidden_state`` (B, tokens, D), frames one after another.
         """
-        weighting = Weighting(mode, policy, keep_ratio, scope, strength, seed)
+        weighting = Weighting(mode, policy, keep_ratio, scope, strength)
         local, deep = self._read_trunk(pixel_values) if trunk_features is None else trunk_features
         patches = self._embed(local, deep)
         batch, frames, _, width = patches.shape
@@ -119,11 +120,13 @@ class SalcapEncoder(PreTrainedModel):
             tokens = patches
             frame_of_token = None
         else:
-            tokens, frame_of_token = self._weight(patches, log_density, weighting)
+            tokens, frame_of_token = self._weight(patches, log_density, weighting, seed)
         per_frame = tokens.dim() == 4
         tokens = tokens.flatten(0, 1) if per_frame else tokens
         for layer in self.layers:
-            tokens = layer(tokens) if frame_of_token is None else layer(tokens, src_mask=_same_frame(frame_of_token, self))
+            tokens = (
+                layer(tokens) if frame_of_token is None else layer(tokens, src_mask=_same_frame(frame_of_token, self))
+            )
         tokens = tokens.reshape(batch, -1, width)
         if pts_seconds is not None:
             embedded = self.time_embedding(pts_seconds - pts_seconds[:, :1])
@@ -159,7 +162,7 @@ class SalcapEncoder(PreTrainedModel):
         return self.dropout(patches + self.position_embedding)
 
     def _weight(
-        self, patches: Tensor, log_density: Tensor | None, weighting: Weighting
+        self, patches: Tensor, log_density: Tensor | None, weighting: Weighting, seed: int | Tensor
     ) -> tuple[Tensor, Tensor | None]:
         if log_density is None:
             raise ValueError(f"mode {weighting.mode!r} needs log_density (B, F, h, w)")
@@ -179,7 +182,7 @@ class SalcapEncoder(PreTrainedModel):
             keep_ratio=weighting.keep_ratio,
             policy=weighting.policy,
             scope=weighting.scope,
-            seed=weighting.seed,
+            seed=seed,
         )
         return tokens, (selection.frame_of_token if weighting.scope == "clip" else None)
 

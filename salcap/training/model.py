@@ -1,0 +1,111 @@
+"""What training trains: the fresh captioner, its forward pass over packed captions, and its averaged weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, VisionEncoderDecoderModel
+
+from salcap.captioners.mini.configuration import SalcapEncoderConfig
+from salcap.captioners.mini.modeling import SalcapEncoder
+from salcap.efficientnet_lite import load_imagenet_trunk
+from salcap.training.settings import ModelSettings
+
+
+def build_captioner(settings: ModelSettings, tokenizer: PreTrainedTokenizerFast) -> VisionEncoderDecoderModel:
+    """A fresh captioner: ImageNet trunk (frozen but for its semantic head), new encoder and decoder."""
+    encoder = SalcapEncoder(
+        SalcapEncoderConfig(
+            trunk=settings.trunk,
+            image_size=settings.image_size,
+            hidden_size=settings.hidden_size,
+            num_hidden_layers=settings.encoder_layers,
+            num_attention_heads=settings.heads,
+            intermediate_size=settings.intermediate_size,
+            hidden_dropout_prob=settings.dropout,
+        )
+    )
+    encoder.trunk.load_state_dict(load_imagenet_trunk(settings.trunk).state_dict())
+    decoder = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(tokenizer),
+            n_positions=2 * settings.most_tokens,
+            n_embd=settings.hidden_size,
+            n_layer=settings.decoder_layers,
+            n_head=settings.heads,
+            n_inner=settings.intermediate_size,
+            activation_function="gelu",
+            resid_pdrop=settings.dropout,
+            embd_pdrop=settings.dropout,
+            attn_pdrop=0.0,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            add_cross_attention=True,
+        )
+    )
+    model = VisionEncoderDecoderModel(encoder=encoder, decoder=decoder)
+    for where in (model.config, model.generation_config):
+        where.decoder_start_token_id = tokenizer.bos_token_id
+        where.bos_token_id = tokenizer.bos_token_id
+        where.eos_token_id = tokenizer.eos_token_id
+        where.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.max_length = None
+    model.generation_config.max_new_tokens = 24
+    model.generation_config.num_beams = 3
+    return model
+
+
+class CaptionTask(nn.Module):
+    """The trained module: packed captions to logits, with or without images."""
+
+    def __init__(self, model: VisionEncoderDecoderModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, text: dict[str, Tensor], visual: dict[str, Any] | None) -> tuple[Tensor, Tensor | None]:
+        """Logits (B, L, vocabulary) and the encoder's tokens."""
+        tokens = None if visual is None else self.model.encoder(**visual).last_hidden_state
+        inputs = {key: text[key] for key in ("input_ids", "attention_mask", "position_ids")}
+        return self.model.decoder(**inputs, encoder_hidden_states=tokens, use_cache=False).logits, tokens
+
+
+class WeightAverage:
+    """Exponential average of a model's trained weights, which scores better than the last ones.
+
+    Attributes:
+        values: parameter name -> average; starts as the weights are.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.values = {name: p.detach().clone() for name, p in self._parameters.items()}
+
+    def current(self) -> dict[str, Tensor]:
+        """The weights themselves, not their average."""
+        return {name: p.detach() for name, p in self._parameters.items()}
+
+    def update(self) -> None:
+        weights = [self._parameters[name].detach() for name in self.values]
+        torch._foreach_lerp_(list(self.values.values()), weights, 1 - self.decay)
+
+    def put(self, values: Mapping[str, Tensor]) -> None:
+        """Set the model's weights."""
+        with torch.no_grad():
+            for name, value in values.items():
+                self._parameters[name].copy_(value)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The model has its averaged weights inside, its own again after."""
+        own = {name: value.clone() for name, value in self.current().items()}
+        self.put(self.values)
+        try:
+            yield
+        finally:
+            self.put(own)

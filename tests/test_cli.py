@@ -1,0 +1,144 @@
+"""The command line, run as a user would, on a tiny model in a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny_models
+from typer.testing import CliRunner
+
+from salcap.cli import app
+
+SAMPLE = Path(__file__).resolve().parents[1] / "data" / "sample.mp4"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tiny = tiny_models.mini()
+    for part in (tiny.model, *tiny.processor):
+        part.save_pretrained(folder)
+    return folder
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def test_caption_writes_records(folder, tmp_path):
+    out = tmp_path / "out.jsonl"
+    result = run(
+        "caption", SAMPLE, "--model", folder, "--num-frames", 3, "--keep-ratio", 0.5, "--policy", "stratified",
+        "--start", 0.5, "--end", 2, "--num-beams", 2, "--json", "--output", out,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    assert record == json.loads(out.read_text())
+    assert record["path"] == str(SAMPLE)
+    assert (record["mode"], record["policy"], record["keep_ratio"]) == ("prune", "stratified", 0.5)
+    assert (record["start_seconds"], record["end_seconds"], record["visual_tokens"]) == (0.5, 2.0, 24)
+    expected = "caption model revision saliency frame_pts_seconds timings warnings error score"
+    assert set(expected.split()) <= set(record)
+
+
+def test_caption_of_a_folder_goes_on_after_a_failure(folder, tmp_path):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    (videos / "a.mp4").write_bytes(b"")
+    (videos / "b.mp4").write_bytes(SAMPLE.read_bytes())
+    (videos / "c.txt").write_text("hello")
+    result = run("caption", videos, "--model", folder, "--num-frames", 1)
+    assert result.exit_code == 1
+    (line,) = result.stdout.splitlines()
+    assert line.startswith(f"{videos / 'b.mp4'}\t")
+    assert "a.mp4" in result.stderr
+    assert "c.txt" in result.stderr
+    assert "2 of 3 videos failed" in result.stderr
+
+
+def test_subtitles(folder, tmp_path):
+    out = tmp_path / "out.vtt"
+    result = run("caption", SAMPLE, "--model", folder, "--num-frames", 1, "--output", out)
+    assert result.exit_code == 0
+    assert out.read_text().startswith("WEBVTT\n\n00:00:00.000 --> 00:00:0")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--mode", "prun"), "did you mean 'prune'"),
+        (("--keep-ratio", "2"), "(0, 1]"),
+        (("--saliency", "centre"), "center"),
+        (("--output", "x.doc"), ".jsonl, .vtt, .srt"),
+        (("--num-frames", "0"), "0 is not in the range"),
+        (("--start", "3", "--end", "1"), "end"),
+    ],
+)
+def test_wrong_use_is_status_2_and_says_what_is_allowed(folder, arguments, message):
+    result = run("caption", SAMPLE, "--model", folder, *arguments)
+    assert result.exit_code in ((1, 2) if "--start" in arguments else (2,))
+    assert message in " ".join(result.stderr.split())
+
+
+def test_unknown_model_is_a_clear_error():
+    result = run("caption", SAMPLE, "--model", "nobody/nothing")
+    assert result.exit_code == 2
+    assert "nobody/nothing" in result.stderr
+    assert "HF_HUB_OFFLINE" in result.stderr
+
+
+def test_list_names_what_can_be_asked_for():
+    listing = json.loads(run("list", "--json").stdout)
+    assert {"center", "random", "spectral_residual", "uniform"} <= set(listing["saliency"])
+    assert {"git", "blip", "vision-encoder-decoder"} <= set(listing["captioner_families"])
+    assert "salcap-mini" in listing["bundled_models"]
+    assert "spectral_residual" in run("list").stdout
+
+
+def test_doctor_reports(monkeypatch):
+    report = json.loads(run("doctor", "--json").stdout)
+    assert report["packages"]["torch"].startswith("2.")
+    assert report["weights"]["salcap-mini"] < 32
+    monkeypatch.setenv("PATH", "/nowhere")
+    result = run("doctor", "--json")
+    assert result.exit_code == 1
+    assert any("no Java" in problem for problem in json.loads(result.stdout)["problems"])
+
+
+def test_score(tmp_path, java):
+    references = {"v1": ["a dog runs on the grass", "a dog is running"], "v2": ["two men play chess", "men at a table"]}
+    (tmp_path / "r.json").write_text(json.dumps(references))
+    (tmp_path / "c.json").write_text(json.dumps({key: texts[0] for key, texts in references.items()}))
+    result = run("score", "--references", tmp_path / "r.json", "--candidates", tmp_path / "c.json", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["bleu_1"] == pytest.approx(1.0, abs=1e-6)
+
+
+def test_evaluate(folder, tmp_path, java, shared):
+    out = tmp_path / "rows.json"
+    result = run(
+        "evaluate", "--dataset", "flickr8k-val", "--root", shared / "data/captions/flickr8k", "--model", folder,
+        "--limit", 6, "--keep-ratio", "0.5,0.25", "--policy", "top,random", "--num-beams", 1, "--json", "--output", out,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    settings = [(r["keep_ratio"], r["policy"]) for r in rows]
+    assert settings == [(0.5, "top"), (0.5, "random"), (0.25, "top"), (0.25, "random")]
+    assert all(r["num_items"] == 6 and "cider" in r["scores"] for r in rows)
+    assert len(json.loads(out.read_text())[0]["captions"]) == 6
+
+
+@pytest.mark.parametrize("dataset, message", [("mscoco", "allowed: flickr8k-val"), ("flickr8k-val", "captions.jsonl")])
+def test_evaluate_fails(dataset, message, tmp_path):
+    result = run("evaluate", "--dataset", dataset, "--root", tmp_path)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_train_names_a_wrong_key(tmp_path):
+    (tmp_path / "c.yaml").write_text("outputs: x\n")
+    result = run("train", tmp_path / "c.yaml")
+    assert result.exit_code == 2
+    assert "did you mean 'output'" in result.stderr

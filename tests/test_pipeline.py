@@ -1,0 +1,141 @@
+"""The way of a video from file to caption."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+
+import salcap
+from salcap import SaliencyCaptioner
+
+SAMPLE = Path(__file__).resolve().parents[1] / "data" / "sample.mp4"
+
+
+@pytest.fixture(scope="module")
+def tiny() -> tiny_models.Tiny:
+    return tiny_models.mini()
+
+
+@pytest.fixture(scope="module")
+def bundled() -> SaliencyCaptioner:
+    return SaliencyCaptioner.from_pretrained("salcap-mini")
+
+
+def test_the_bundled_captioner_tells_what_the_sample_shows(bundled):
+    """A woman in an orange space suit before a flag; any small captioner should see at least a person."""
+    result = bundled.caption(SAMPLE)
+    assert {"person", "woman", "girl", "man", "boy", "child", "lady", "people"} & set(result.text.split()), result.text
+    assert result.saliency == bundled.saliency.name != "uniform"
+    assert len(result.frame_pts_seconds) == 8
+    assert set(result.timings) == {"read_ms", "saliency_ms", "encode_ms", "decode_ms"}
+    assert all(value > 0 for value in result.timings.values())
+    assert -5 < result.score < 0
+    assert (result.start_seconds, result.error, result.model) == (0.0, None, "salcap-mini")
+    assert result.end_seconds > result.frame_pts_seconds[-1]
+
+
+def test_the_bundled_captioner_tells_videos_apart(bundled, shared):
+    clips = sorted((shared / "data" / "captions" / "msvd" / "clips").glob("*.avi"))
+    results = bundled.caption_batch(clips)
+    assert all(result.error is None for result in results)
+    assert len({result.text for result in results}) >= 5
+    assert bundled.caption(clips[2]).text == results[2].text  # batch equals single
+
+
+def test_saliency_decides_what_is_seen(tiny):
+    """The same video, model and budget: another backbone, another caption score; none needs no map."""
+    scores = {}
+    for saliency in ("center", "spectral_residual"):
+        captioner = SaliencyCaptioner.from_pretrained(
+            tiny.model, tiny.processor, saliency=saliency, mode="prune", policy="top", keep_ratio=0.25
+        )
+        result = captioner.caption(SAMPLE, num_frames=3)
+        assert (result.saliency, result.mode, result.policy, result.visual_tokens) == (saliency, "prune", "top", 12)
+        scores[saliency] = result.score
+    plain = SaliencyCaptioner.from_pretrained(tiny.model, tiny.processor, mode="none").caption(SAMPLE, num_frames=3)
+    assert (plain.saliency, plain.visual_tokens, plain.keep_ratio) == (None, 48, 1.0)
+    assert "saliency_ms" not in plain.timings
+    assert len({*scores.values(), plain.score}) == 3
+
+
+def test_uniform_saliency_is_none_bit_for_bit(tiny):
+    scores = {}
+    for mode in ("none", "scale", "bias"):
+        captioner = SaliencyCaptioner.from_pretrained(tiny.model, tiny.processor, saliency="uniform", mode=mode)
+        scores[mode] = captioner.caption(SAMPLE, num_frames=2).score
+    assert len(set(scores.values())) == 1
+
+
+def test_path_frames_and_array_agree(tiny):
+    captioner = SaliencyCaptioner.from_pretrained(tiny.model, tiny.processor, keep_ratio=0.5)
+    from_path = captioner.caption(SAMPLE, num_frames=4)
+    frames = salcap.read_frames(SAMPLE, 4, **captioner.captioner.read_options)
+    from_frames = captioner.caption(frames, num_frames=4)
+    assert (from_path.text, from_path.score) == (from_frames.text, from_frames.score)
+    array = frames.pixels.permute(0, 2, 3, 1).numpy()
+    from_array = captioner.caption(array)
+    assert from_array.frame_pts_seconds == (0, 1, 2, 3)
+    assert captioner.caption(np.repeat(array, 4, axis=0), num_frames=4).frame_pts_seconds == (2, 6, 10, 14)
+
+
+def test_clip_window(tiny):
+    captioner = SaliencyCaptioner.from_pretrained(tiny.model, tiny.processor)
+    result = captioner.caption(SAMPLE, num_frames=2, start_seconds=1.0, end_seconds=2.0)
+    assert (result.start_seconds, result.end_seconds) == (1.0, 2.0)
+    assert all(1.0 <= t < 2.0 for t in result.frame_pts_seconds)
+
+
+def test_batch_keeps_going_and_names_what_failed(tiny, tmp_path):
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video at all")
+    captioner = SaliencyCaptioner.from_pretrained(tiny.model, tiny.processor)
+    results = captioner.caption_batch([SAMPLE, broken, tmp_path / "missing.mkv", SAMPLE], num_frames=2)
+    assert [result.error is None for result in results] == [True, False, False, True]
+    assert [result.path for result in results] == [str(p) for p in (SAMPLE, broken, tmp_path / "missing.mkv", SAMPLE)]
+    assert results[1].text is None
+    assert "broken.mp4" in results[1].error
+    assert results[0].text == results[3].text
+    with pytest.raises(salcap.VideoDecodeError, match=r"broken\.mp4"):
+        captioner.caption(broken)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"mode": "zoomm"}, "unknown mode 'zoomm'"),
+        ({"mode": "scale", "keep_ratio": 0.5}, "needs a mode with 'prune'"),
+        ({"keep_ratio": 1.5}, r"\(0, 1\], got 1.5"),
+        ({"policy": "foveat"}, "did you mean 'foveate'"),
+        ({"saliency": "spectral"}, "spectral_residual"),
+    ],
+)
+def test_wrong_settings_fail(tiny, options, message):
+    with pytest.raises(ValueError, match=message):
+        SaliencyCaptioner.from_pretrained(tiny.model, tiny.processor, **options)
+
+
+def test_a_mode_that_the_model_cannot_honour_fails():
+    swin = tiny_models.vision_encoder_decoder("vit_msn")
+    with pytest.raises(ValueError, match=r"cannot honour mode 'prune'.*\['none'\]"):
+        SaliencyCaptioner.from_pretrained(swin.model, swin.processor, mode="prune", keep_ratio=0.5)
+
+
+@pytest.mark.parametrize("video", [np.zeros((2, 8, 8), np.uint8), np.zeros((2, 8, 8, 3), np.float32)])
+def test_wrong_arrays_fail(tiny, video):
+    captioner = SaliencyCaptioner.from_pretrained(tiny.model, tiny.processor)
+    with pytest.raises(ValueError, match=r"\(T, H, W, 3\) uint8"):
+        captioner.caption(video)
+
+
+def test_a_plugin_that_breaks_the_contract_is_named(tiny):
+    class Broken(salcap.saliency.SaliencyModel):
+        def forward(self, pixels, pts_seconds=None):
+            return torch.full((len(pixels), 4, 4), torch.nan)
+
+    captioner = SaliencyCaptioner.from_pretrained(tiny.model, tiny.processor, saliency=Broken(), mode="scale")
+    with pytest.raises(ValueError, match="unnamed"):
+        captioner.caption(SAMPLE)
