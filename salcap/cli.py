@@ -33,7 +33,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard out
 @app.command()
 def caption(
     videos: Annotated[list[Path], typer.Argument(help="Video files, or folders of them.")],
-    num_frames: Annotated[int, typer.Option(min=1, help="Frames to look at, spread evenly by time.")] = 8,
+    num_frames: Annotated[
+        int | None,
+        typer.Option(min=1, help="Frames to look at, spread evenly by time; default: 8, or the model's most."),
+    ] = None,
     saliency: Saliency = None,
     mode: Mode = None,
     policy: Annotated[str | None, typer.Option(help="top, stratified, foveate, random or pool.")] = None,
@@ -86,15 +89,20 @@ def score(
     candidates: Annotated[Path, typer.Option(help="JSON: {id: caption}, also .json.gz.")],
     as_json: AsJson = False,
 ) -> None:
-    """Score captions against references: BLEU, ROUGE-L, CIDEr, METEOR."""
-    from salcap.evaluation.captions import load_candidates, load_references, score_captions
+    """Score captions against references: BLEU, METEOR, ROUGE-L, CIDEr; exit status 1 if one of them could not run."""
+    from salcap.evaluation.captions import NOT_ASKED, load_candidates, load_references, score_report
 
     with _wrong_use():
-        scores = score_captions(load_references(references), load_candidates(candidates))
+        report = score_report(load_references(references), load_candidates(candidates))
     if as_json:
-        print(json.dumps(dict(scores)))
+        print(json.dumps(report.scores))
     else:
-        _print_table(("metric", "score"), [(name, _number(value)) for name, value in scores.items()])
+        _print_table(("metric", "score"), [(name, _number(value)) for name, value in report.scores.items()])
+    missing = {name: why for name, why in report.reasons.items() if why != NOT_ASKED}
+    for name, why in missing.items():
+        _errors.print(f"{name}: {why}", markup=False, highlight=False, soft_wrap=True)
+    if missing:
+        raise typer.Exit(1)
 
 
 @app.command()

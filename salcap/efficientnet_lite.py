@@ -20,6 +20,9 @@ _STAGES = (
     (6, 5, 2, 192, 4),
     (6, 3, 1, 320, 1),
 )
+# (x - 127) / 128 on 0..255, the normalisation the weights were trained with. Plain numbers: a buffer outside the
+# checkpoint would be left empty when transformers loads the model.
+MEAN, STD = 127 / 255, 128 / 255
 _SCALING = {"lite0": (1.0, 1.0), "lite1": (1.0, 1.1), "lite2": (1.1, 1.2)}  # width, depth
 
 
@@ -69,9 +72,6 @@ class EfficientNetLite(nn.Module):
         if variant not in _SCALING:
             raise ValueError(f"unknown EfficientNet-Lite variant {variant!r}; choose from {sorted(_SCALING)}")
         width, depth = _SCALING[variant]
-        # (x - 127) / 128 on 0..255, the normalisation the weights were trained with
-        self.register_buffer("mean", torch.tensor(127 / 255), persistent=False)
-        self.register_buffer("std", torch.tensor(128 / 255), persistent=False)
         self.stem = SameConv2d(3, 32, 3, 2)
         blocks: list[InvertedResidual] = []
         channels = 32
@@ -94,7 +94,7 @@ class EfficientNetLite(nn.Module):
         return F.relu6(self.head(deep))
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        x = F.relu6(self.stem((pixels - self.mean) / self.std))
+        x = F.relu6(self.stem((pixels - MEAN) / STD))
         features = []
         for index, block in enumerate(self.blocks):
             x = block(x)

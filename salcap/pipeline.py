@@ -21,6 +21,8 @@ from salcap.saliency import SaliencyModel, create_saliency
 from salcap.sampling import take_frames
 from salcap.video import VideoDecodeError, read_frames
 
+DEFAULT_NUM_FRAMES = 8
+
 Video = str | PathLike[str] | Frames | np.ndarray | Tensor
 
 
@@ -98,7 +100,7 @@ class SaliencyCaptioner:
     def caption(
         self,
         video: Video,
-        num_frames: int = 8,
+        num_frames: int | None = None,
         start_seconds: float | None = None,
         end_seconds: float | None = None,
         **generation: Any,
@@ -107,7 +109,8 @@ class SaliencyCaptioner:
 
         Args:
             video: a path, `Frames`, or uint8 RGB frames (T, H, W, 3) taken to be one second apart.
-            num_frames: frames to look at, spread evenly over the clip by time.
+            num_frames: frames to look at, spread evenly over the clip by time; None means 8, or as many as the
+                model takes where that is fewer.
             start_seconds, end_seconds: the part of the video to caption; None means from its start, to its end.
             generation: keyword arguments of ``transformers``' generate (num_beams, max_new_tokens, ...).
 
@@ -121,7 +124,7 @@ class SaliencyCaptioner:
     def caption_batch(
         self,
         videos: Sequence[Video],
-        num_frames: int = 8,
+        num_frames: int | None = None,
         start_seconds: float | None = None,
         end_seconds: float | None = None,
         **generation: Any,
@@ -132,7 +135,7 @@ class SaliencyCaptioner:
     def _caption(
         self,
         videos: list[Video],
-        num_frames: int,
+        num_frames: int | None,
         start: float | None,
         end: float | None,
         generation: dict[str, Any],
@@ -167,8 +170,10 @@ class SaliencyCaptioner:
                     log_densities.append(self.saliency.predict(frames, size="native"))
         return self.captioner.generate([frames for frames, _ in clips], log_densities, self.weighting, **generation)
 
-    def _read(self, video: Video, num_frames: int, start: float | None, end: float | None) -> Frames:
+    def _read(self, video: Video, num_frames: int | None, start: float | None, end: float | None) -> Frames:
         limit = self.captioner.max_frames
+        if num_frames is None:
+            num_frames = min(DEFAULT_NUM_FRAMES, limit or DEFAULT_NUM_FRAMES)
         if limit is not None and num_frames > limit:
             raise ValueError(f"{self.captioner.name} takes at most {limit} frames, got num_frames={num_frames}")
         if isinstance(video, str | PathLike):

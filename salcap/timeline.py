@@ -108,9 +108,8 @@ class Timeline(ABC):
             raise ValueError(f"end_seconds must be later than start_seconds, got {start_seconds} to {end_seconds}")
         start = self.origin + Fraction(start_seconds or 0) / self.time_base
         if start >= self.end:
-            raise ValueError(
-                f"start_seconds {start_seconds} is beyond the end of the video ({self.seconds(self.end)} s)"
-            )
+            duration = self.seconds(self.end)
+            raise ValueError(f"start_seconds {start_seconds} is beyond the end of the video, {duration:.3f} s")
         end = Fraction(self.end)
         return start, end if end_seconds is None else min(end, self.origin + Fraction(end_seconds) / self.time_base)
 
@@ -129,9 +128,7 @@ class Timeline(ABC):
             if self.seek(max(stated - 2 * self._second, self.origin), any_frame=True):  # packets are not in order
                 ends = self._read_ends()
             low, high = self.origin, stated
-            while ends is None and high - low > max(
-                1, self.step
-            ):  # nothing there: halve the way to the last readable place
+            while ends is None and high - low > math.ceil(self.step):  # halve the way to the last packet
                 middle = (low + high) // 2
                 readable = self.seek(middle, any_frame=True) and any(True for _ in self.packets(max_errors=0))
                 low, high = (middle, high) if readable else (low, middle)
@@ -154,7 +151,7 @@ class Timeline(ABC):
                 end = (packet.pts + (packet.duration or 0)) * packet.time_base / self.time_base
                 last = max(last, math.floor(end))
         ends = [math.floor(time + length) for time, length in zip(self._times(stamps), lengths, strict=False)]
-        return (max(ends), last) if ends else None
+        return (max(ends), last) if ends and max(ends) > self.origin else None
 
     def _times(self, stamps: Sequence[tuple[Ticks | None, Ticks | None]]) -> list[Ticks]:
         """When frames of consecutive packets are shown, as a set rather than one by one; ``stamps``: their pts, dts."""

@@ -26,7 +26,7 @@ import torch
 from av.container import Flags
 from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import VideoReformatter
 
 from salcap.frames import Frames
 from salcap.timeline import MAX_ERRORS, Ticks, Timed, Timeline, spread_times
@@ -36,6 +36,7 @@ __all__ = ["VideoDecodeError", "VideoInfo", "probe", "read_frames"]
 
 MAX_PIXELS = 8192 * 8192  # of a decoded frame; a file that declares more is refused before memory is taken
 MAX_THREADS = 4  # each decoding thread holds a frame, and after a seek wastes one
+SCALING = 4 | 0x2000 | 0x40000  # swscale's BICUBIC, FULL_CHR_H_INT, ACCURATE_RND: PyAV 17 has no names for flags
 SNAP_SHARE = Fraction(1, 4)  # of an interval: how far a frame may move from the middle to save decoding
 
 # Not among them: playlists (hls, concat, dash) read other files or wait for ever, tty draws any text, image2 takes
@@ -274,7 +275,7 @@ class _Video(Timeline):
         self.size = size or self.size
 
     def read(self, frames: Iterable[Timed], end: Fraction) -> dict[Ticks, np.ndarray]:
-        """(H, W, 3) pictures of decoded frames by the time at which they come on screen, where that is before ``end``."""
+        """(H, W, 3) pictures of decoded frames by the time at which they come on screen, if before ``end``."""
         pictures: dict[Ticks, np.ndarray] = {}
         for ticks, frame in frames:
             if ticks < end and ticks not in pictures:
@@ -288,8 +289,7 @@ class _Video(Timeline):
         """(H, W, 3) uint8 of the size handed out, upright."""
         a, b, c, d = _orientation(frame)
         height, width = self.size if a else self.size[::-1]
-        flags = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-        scaling = None if (frame.height, frame.width) == (height, width) else flags
+        scaling = None if (frame.height, frame.width) == (height, width) else SCALING
         rgb = self.reformatter.reformat(frame, width, height, "rgb24", interpolation=scaling, threads=1)
         picture = rgb.to_ndarray()
         return (picture if a else picture.swapaxes(0, 1))[:: d or b, :: a or c]

@@ -39,7 +39,7 @@ def encode_loop() -> bytes:
     with av.open(buffer, "w", format="matroska") as container:
         stream = container.add_stream("libx264", rate=FPS)
         stream.width, stream.height, stream.pix_fmt, stream.gop_size = WIDTH, HEIGHT, "yuv420p", GOP
-        stream.options = {"preset": "veryfast", "crf": "30", "keyint_min": str(GOP), "sc_threshold": "0"}
+        stream.options = {"preset": "veryfast", "crf": "23", "keyint_min": str(GOP), "sc_threshold": "0"}
         for number in range(LOOP_FRAMES):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(draw(number, texture), format="rgb24")))
         container.mux(stream.encode(None))

@@ -118,6 +118,14 @@ def test_wrong_settings_fail(tiny, options, message):
         SaliencyCaptioner.from_pretrained(tiny.model, tiny.processor, **options)
 
 
+def test_the_default_number_of_frames_fits_the_model():
+    git = tiny_models.git(num_frames=3)
+    captioner = SaliencyCaptioner.from_pretrained(git.model, git.processor)
+    assert len(captioner.caption(SAMPLE, max_new_tokens=3).frame_pts_seconds) == 3
+    with pytest.raises(ValueError, match="at most 3 frames, got num_frames=4"):
+        captioner.caption(SAMPLE, 4)
+
+
 def test_a_mode_that_the_model_cannot_honour_fails():
     swin = tiny_models.vision_encoder_decoder("vit_msn")
     with pytest.raises(ValueError, match=r"cannot honour mode 'prune'.*\['none'\]"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from salcap.training.cider_reward import CiderReward
 from salcap.training.feature_cache import FeatureCache, View, crop_density, draw_view, render_view
 from salcap.training.mixture import draw_log_density, draw_weighting
 from salcap.training.model import WeightAverage
-from salcap.training.settings import CaptionerTraining, DataSettings, ModelSettings, StageSettings
+from salcap.training.settings import CaptionerTraining, DataSettings, ModelSettings, SaliencyDefaults, StageSettings
 from salcap.training.text import clean_caption, pack_captions, read_sentences, train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,6 +81,7 @@ def settings(pictures) -> CaptionerTraining:
             StageSettings("caption", epochs=20, batch_size=6, learning_rate=1e-2, warmup_steps=5, captions=2),
             StageSettings("reward", epochs=1, batch_size=6, learning_rate=1e-4, warmup_steps=1, captions=3),
         ),
+        saliency=SaliencyDefaults("center", "prune", "stratified", 0.5),
         ema_decay=0.8,
         checkpoint_steps=3,
     )  # fmt: skip
@@ -113,6 +116,9 @@ def test_the_saved_captioner_is_whole_and_small(trained):
     }
     parameters = sum(p.numel() for p in load_captioner(str(trained)).model.parameters())
     assert (trained / "model.safetensors").stat().st_size < 2.2 * parameters  # float16, tied weights stored once
+    captioner = load_captioner(str(trained))
+    assert captioner.default_saliency == "center"
+    assert captioner.default_weighting == Weighting("prune", "stratified", 0.5)
 
 
 @pytest.mark.parametrize("stop_after", [2, 10, 47])
@@ -137,27 +143,57 @@ def test_a_killed_run_resumes_to_the_same_weights(trained, settings, tmp_path, m
         assert torch.equal(again[name], value), name
 
 
+def test_a_finished_run_is_not_taken_for_one_of_other_settings(trained, settings):
+    with pytest.raises(ValueError, match="other settings"):
+        training.CaptionerTrainer(replace(settings, seed=1)).run()
+
+
+def test_training_without_teacher_maps(settings, tmp_path):
+    stages = (StageSettings("caption", epochs=1, batch_size=6, learning_rate=1e-2),)
+    plain = replace(
+        settings, output=str(tmp_path), stages=stages, data=replace(settings.data, density_maps=None, sentences=())
+    )
+    training.CaptionerTrainer(plain).run()
+    assert "cider_d_foveate" in (tmp_path / "log.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"kind": "rewards"}, "allowed: language, caption, reward"),
+        ({"kind": "reward", "captions": 1}, "at least 2, got 1"),
+        ({"kind": "caption", "batch_size": 0}, "at least 1, got 0"),
+    ],
+)
+def test_wrong_stages_fail(values, message):
+    with pytest.raises(ValueError, match=message):
+        StageSettings(**{"epochs": 1, "batch_size": 2, "learning_rate": 0.1, **values})
+
+
 def test_a_cache_of_other_settings_is_refused(settings, pictures):
     items = load_captioned_images(pictures, "train")
     folder = Path(settings.data.cache) / pictures.name
     with pytest.raises(ValueError, match="name another cache folder"):
-        FeatureCache(folder, items, trunk="lite0", num_views=2, image_size=64).build({})
+        FeatureCache(folder, items, {}, trunk="lite0", num_views=2, image_size=64).build()
 
 
 def test_cached_features_are_the_trunks(trained, settings, pictures):
     from salcap.efficientnet_lite import load_imagenet_trunk
 
     items = load_captioned_images(pictures, "train")
-    cache = FeatureCache(Path(settings.data.cache) / pictures.name, items, trunk="lite0", num_views=3, image_size=64)
-    cache.build({})  # all there already
+    maps = dict(iter_density_maps(pictures / "maps"))
+    cache = FeatureCache(
+        Path(settings.data.cache) / pictures.name, items, maps, trunk="lite0", num_views=3, image_size=64
+    )
+    cache.build()  # all there already
     pixels = render_view(Image.open(items[3].path), draw_view(items[3].image_id, 2, 0), 64)
     with torch.inference_mode():
         features = load_imagenet_trunk("lite0").eval()(torch.tensor(pixels).permute(2, 0, 1)[None] / 255)
     torch.testing.assert_close(
         torch.from_numpy(cache.local[3, 2]).float(), features[2][0].flatten(1).T, atol=0.02, rtol=0.01
     )
-    assert np.isnan(cache.density[0]).all()  # its map is missing
-    assert cache.density[1].sum(axis=(1, 2)) == pytest.approx(1.0, abs=1e-4)
+    assert np.isnan(cache.density(0, 0)).all()  # its map is missing
+    assert cache.density(1, 2).sum() == pytest.approx(1.0, abs=1e-4)
 
 
 def test_views_move_the_map_with_the_picture():
@@ -175,7 +211,7 @@ def test_views_move_the_map_with_the_picture():
 
 def test_views_are_the_same_on_every_machine_and_differ():
     assert draw_view("a.jpg", 0, 0) == View()
-    assert draw_view("a.jpg", 3, 7).box == pytest.approx(draw_view("a.jpg", 3, 7).box)
+    assert draw_view("a.jpg", 3, 7).box == pytest.approx((0.03198, 0.12752, 0.98436, 0.92387), abs=1e-4)
     assert len({draw_view(name, index, 0).box for name in ("a", "b") for index in (2, 3)}) == 4
 
 
@@ -210,8 +246,12 @@ def test_sentences_of_test_videos_are_never_read(shared):
     data = shared / "data" / "captions"
     for name in ("msrvtt/test_videodatainfo.json.gz",):
         assert read_sentences(data / name, 5) == []
-    train = set(read_sentences(data / "msvd" / "msvd_captions.json.gz", 1000))
+    train = read_sentences(data / "msvd" / "msvd_captions.json.gz", 1000)
+    captions = json.loads(gzip.decompress((data / "msvd" / "msvd_captions.json.gz").read_bytes()))
+    later = [clean_caption(c) for key, cs in captions.items() if int(key[3:]) > 1200 for c in cs]
+    rare = [text for text, count in Counter(later).items() if count == 1 and len(text.split()) > 12]
     assert len(train) > 10_000
+    assert len(set(rare) & set(train)) < 0.01 * len(rare)
     assert len(read_sentences(data / "msrvtt" / "train_val_videodatainfo.json.gz", 2)) <= 2 * 6513
 
 
@@ -254,7 +294,7 @@ def test_cider_reward_agrees_with_pycocoevalcap():
     assert min(ours) < max(ours)
 
 
-def test_mixture_draws_everything_that_can_be_asked_at_test_time():
+def test_mixture_draws_every_policy_with_and_without_scaling():
     rng = np.random.default_rng(0)
     drawn = [draw_weighting(rng) for _ in range(400)]
     assert {w.policy for w in drawn if "prune" in w.modes} == set(POLICIES)

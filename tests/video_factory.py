@@ -6,14 +6,21 @@ lossy compression, chroma subsampling, scaling and a palette.
 
 from __future__ import annotations
 
+import importlib.util
+import struct
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import av
 import numpy as np
 
+from salcap.frames import Frames
+from salcap.video import _Video
+
+ROOT = Path(__file__).resolve().parents[1]
 ROWS, COLUMNS = 2, 8
 TIME_BASE = Fraction(1, 12000)  # fits 24, 25 and 30 frames a second exactly
 
@@ -54,13 +61,19 @@ def make_video(
     pts_seconds: Sequence[float] | None = None,
     options: dict[str, str] | None = None,
     mux_options: dict[str, str] | None = None,
-    rotation: int | None = None,
-    hflip: bool = False,
+    display_matrix: Sequence[int] | None = None,
+    turn: int = 0,
     sample_aspect_ratio: Fraction | None = None,
     sound_seconds: float = 0.0,
     time_base: Fraction = TIME_BASE,
 ) -> Path:
-    """Encode frames 0, 1, 2, ...: at ``fps``, or at ``pts_seconds`` where given. ``size`` is (height, width)."""
+    """Encode frames 0, 1, 2, ...: at ``fps``, or at ``pts_seconds`` where given.
+
+    Args:
+        size: (height, width) of a frame as it is stored.
+        turn: quarter turns, counter-clockwise, by which the pictures are turned before they are stored.
+        sound_seconds: length of a tone beside the pictures; 0 for none.
+    """
     with av.open(str(path), "w", format=format, options=mux_options or {}) as container:
         stream = container.add_stream(codec, rate=fps, options={"threads": "1", **(options or {})})
         stream.height, stream.width = size
@@ -73,13 +86,12 @@ def make_video(
             stream.codec_context.time_base = time_base
         if sample_aspect_ratio is not None:
             stream.codec_context.sample_aspect_ratio = sample_aspect_ratio
-        if rotation is not None:
-            stream.set_display_rotation(rotation, hflip=hflip)
         sound = None
         if sound_seconds:
             sound = container.add_stream("libopus" if str(path).endswith(("webm", "mkv")) else "aac", rate=48000)
         for number in range(num_frames):
-            frame = av.VideoFrame.from_ndarray(draw_number(number, *size), format="rgb24")
+            upright = draw_number(number, *(size[::-1] if turn % 2 else size))
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(np.rot90(upright, turn)), format="rgb24")
             if pts_seconds is None:
                 frame.pts, frame.time_base = number, Fraction(1, fps)
             else:
@@ -87,11 +99,15 @@ def make_video(
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
         if sound is not None:
-            _add_silence(container, sound, sound_seconds)
+            _add_sound(container, sound, sound_seconds)
+    if display_matrix is not None:
+        data = path.read_bytes()
+        at = data.index(b"tkhd") + 44  # in the header of an MP4 file's first track
+        path.write_bytes(data[:at] + struct.pack(">9i", *display_matrix) + data[at + 36 :])
     return path
 
 
-def _add_silence(container: Any, stream: Any, seconds: float) -> None:
+def _add_sound(container: Any, stream: Any, seconds: float) -> None:
     """Mux a quiet tone of ``seconds`` after the picture."""
     for start in range(0, int(seconds * 48000), 960):
         tone = (np.sin((start + np.arange(960)) / 20)[None].astype(np.float32)) * 0.1
@@ -105,3 +121,43 @@ def decode_all(path: Path) -> list[tuple[int, int]]:
     """Brute force: (pts, number) of every frame, in the order shown."""
     with av.open(str(path)) as container:
         return [(frame.pts, read_number(frame.to_ndarray(format="rgb24"))) for frame in container.decode(video=0)]
+
+
+def numbers(frames: Frames) -> list[int]:
+    """The number drawn into each frame."""
+    return [read_number(picture) for picture in frames.pixels]
+
+
+def load_script(name: str) -> ModuleType:
+    """A file of scripts/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class CountedVideo(_Video):
+    """Takes the reader's place and counts what is decoded, and how often the file is opened and closed."""
+
+    decoded = opened = closed = 0
+
+    @classmethod
+    def reset(cls) -> None:
+        cls.decoded = cls.opened = cls.closed = 0
+
+    def decode_packet(self, packet: Any) -> Any:
+        frames = super().decode_packet(packet)
+        CountedVideo.decoded += len(frames or [])
+        return frames
+
+    def _open(self) -> None:
+        try:
+            super()._open()
+        finally:
+            CountedVideo.opened += self.container is not None
+
+    def close(self) -> None:
+        CountedVideo.closed += self.container is not None
+        super().close()

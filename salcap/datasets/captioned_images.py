@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,14 +31,10 @@ def load_captioned_images(root: str | Path, split: str | None = None) -> list[Ca
         FileNotFoundError: no ``captions.jsonl`` there, or an image of it is missing.
         ValueError: the split does not occur.
     """
-    root = Path(root)
-    index = root / "captions.jsonl"
-    if not index.is_file():
-        raise FileNotFoundError(f"{root} holds no captions.jsonl; expected captions.jsonl beside a folder images")
-    lines = [json.loads(line) for line in index.read_text(encoding="utf-8").splitlines() if line.strip()]
-    found = sorted({line.get("split", "") for line in lines})
+    root, lines = Path(root), _read_index(root)
+    found = list_splits(root)
     if split is not None and split not in found:
-        raise ValueError(f"{index} has no split {split!r}; it has {found}")
+        raise ValueError(f"{root / 'captions.jsonl'} has no split {split!r}; it has {found}")
     items = [
         CaptionedImage(line["image"], root / "images" / line["image"], tuple(line["captions"]))
         for line in lines
@@ -49,6 +46,18 @@ def load_captioned_images(root: str | Path, split: str | None = None) -> list[Ca
             f"{len(missing)} of {len(items)} images are missing in {root / 'images'}: {missing[:3]}"
         )
     return items
+
+
+def list_splits(root: str | Path) -> list[str]:
+    """The splits that ``root/captions.jsonl`` names, sorted; empty where it names none."""
+    return sorted({line["split"] for line in _read_index(root) if "split" in line})
+
+
+def _read_index(root: str | Path) -> list[dict[str, Any]]:
+    index = Path(root) / "captions.jsonl"
+    if not index.is_file():
+        raise FileNotFoundError(f"{root} holds no captions.jsonl; expected captions.jsonl beside a folder images")
+    return [json.loads(line) for line in index.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def iter_density_maps(folder: str | Path) -> Iterator[tuple[str, np.ndarray]]:

@@ -25,6 +25,7 @@ from salcap.evaluation.java import MetricError, meteor, ptb_tokenize, spice
 METRICS = ("bleu", "meteor", "rouge_l", "cider", "spice")
 DEFAULT_METRICS = ("bleu", "meteor", "rouge_l", "cider")
 SCORES = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "cider", "spice")
+NOT_ASKED = "not asked for"  # the reason of a score whose metric was left out
 TOKENIZER = "PTBTokenizer of Stanford CoreNLP 3.4.1, lower case, punctuation removed"
 
 _PTB_JAR = Path(ptb_room.__file__).parent / ptb_room.STANFORD_CORENLP_3_4_1_JAR
@@ -88,7 +89,7 @@ def score_report(
     """`score_captions` with the reason for every score that is missing, and with each caption's own scores."""
     asked = _check_metrics(metrics)
     truths, texts = _check_captions(references, candidates)
-    reasons = {name: "not asked for" for metric in METRICS if metric not in asked for name in _NAMES[metric]}
+    reasons = {name: NOT_ASKED for metric in METRICS if metric not in asked for name in _NAMES[metric]}
     scores: dict[str, float | None] = dict.fromkeys(SCORES)
     per_caption: dict[str, dict[str, float]] = {}
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,22 +71,26 @@ def crop_density(density: np.ndarray, view: View, grid: int) -> np.ndarray:
 
 
 class FeatureCache:
-    """Memory-mapped trunk features, (images, views, ...): ``local`` stride 16, ``deep`` stride 32, ``density``.
+    """Memory-mapped trunk features, (images, views, ...): ``local`` stride 16, ``deep`` stride 32.
 
     Building resumes where it was stopped; a folder made with other settings is refused, not mixed.
+
+    Args:
+        density_of: image_id -> saliency density (H, W); images may lack one.
     """
 
     def __init__(
         self,
         folder: str | Path,
         items: Sequence[CaptionedImage],
+        density_of: Mapping[str, np.ndarray],
         *,
         trunk: str,
         num_views: int,
         image_size: int,
         seed: int = 0,
     ) -> None:
-        self.folder, self.items = Path(folder), list(items)
+        self.folder, self.items, self.density_of = Path(folder), list(items), density_of
         self.trunk, self.num_views, self.image_size, self.seed = trunk, num_views, image_size, seed
         self.grid = image_size // 16
         names = "\n".join(item.image_id for item in self.items)
@@ -98,9 +102,15 @@ class FeatureCache:
             "images": hashlib.sha256(names.encode()).hexdigest(),
         }
 
+    def density(self, image: int, view: int) -> np.ndarray:
+        """The map as a view shows it, (grid, grid) float32 that sums to 1; NaN where the image has none."""
+        image_id = self.items[image].image_id
+        if image_id not in self.density_of:
+            return np.full((self.grid, self.grid), np.nan, np.float32)
+        return crop_density(self.density_of[image_id], draw_view(image_id, view, self.seed), self.grid)
+
     def build(
         self,
-        density_of: dict[str, np.ndarray],
         *,
         batch_size: int = 8,
         device: str = "cpu",
@@ -109,7 +119,6 @@ class FeatureCache:
         """Compute what is missing.
 
         Args:
-            density_of: image_id -> saliency density; an image without one gets NaN.
             progress: called with (images done, images in all).
         """
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -119,12 +128,12 @@ class FeatureCache:
         stored = json.loads(record.read_text())
         if stored != self._settings:
             raise ValueError(f"{self.folder} was made with {stored}, not {self._settings}; name another cache folder")
-        trunk = load_imagenet_trunk(self.trunk).eval().to(device).to(memory_format=torch.channels_last)
+        trunk = load_imagenet_trunk(self.trunk).eval().to(device)
+        trunk = trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         channels = trunk.feature_channels
         shape = (len(self.items), self.num_views)
         local = self._open("local", (*shape, self.grid**2, channels[2]), np.float16)
         deep = self._open("deep", (*shape, (self.grid // 2) ** 2, channels[3]), np.float16)
-        density = self._open("density", (*shape, self.grid, self.grid), np.float32)
         done = self._open("done", (len(self.items),), np.uint8)
         todo = np.flatnonzero(done == 0)
         images_per_batch = max(1, batch_size // self.num_views)
@@ -138,8 +147,6 @@ class FeatureCache:
                 for v in range(self.num_views):
                     view = draw_view(item.image_id, v, self.seed)
                     pixels.append(render_view(image, view, self.image_size))
-                    known = density_of.get(item.image_id)
-                    density[i, v] = np.nan if known is None else crop_density(known, view, self.grid)
             batch = torch.from_numpy(np.stack(pixels)).to(device).permute(0, 3, 1, 2).float() / 255
             with torch.inference_mode():
                 features = trunk(batch.contiguous(memory_format=torch.channels_last))
@@ -148,7 +155,7 @@ class FeatureCache:
                 array[chosen] = tokens.reshape(len(chosen), self.num_views, *tokens.shape[1:])
             done[chosen] = 1
             progress(len(self.items) - len(todo) + start + len(chosen), len(self.items))
-        self.local, self.deep, self.density = local, deep, density
+        self.local, self.deep = local, deep
 
     def _open(self, name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
         path = self.folder / f"{name}.npy"

@@ -31,17 +31,18 @@ def draw_weighting(rng: np.random.Generator, *, light: bool = False) -> Weightin
     )
 
 
-def draw_log_density(rng: np.random.Generator, density: Tensor) -> Tensor:
+def draw_log_density(rng: np.random.Generator, density: Tensor, *, teacher: bool = False) -> Tensor:
     """Maps for one batch: mostly the teacher's, else a centre prior, random blobs or none at all.
 
     Args:
-        density: (B, F, g, g) teacher density; NaN where the teacher did not see the image.
+        density: (B, F, g, g) teacher density; NaN where the teacher did not see the image: there, a centre prior.
+        teacher: always the teacher's.
 
     Returns:
         (B, F, g, g) log-density.
     """
     batch, frames, side, _ = density.shape
-    kind = rng.random()
+    kind = 0.0 if teacher else rng.random()
     if kind < 0.6:
         known = density.clamp_min(1e-7).log()
         return torch.where(density.isnan(), _blobs(rng, batch, frames, side, 0.0), known)

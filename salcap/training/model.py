@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -13,10 +14,12 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, V
 from salcap.captioners.mini.configuration import SalcapEncoderConfig
 from salcap.captioners.mini.modeling import SalcapEncoder
 from salcap.efficientnet_lite import load_imagenet_trunk
-from salcap.training.settings import ModelSettings
+from salcap.training.settings import ModelSettings, SaliencyDefaults
 
 
-def build_captioner(settings: ModelSettings, tokenizer: PreTrainedTokenizerFast) -> VisionEncoderDecoderModel:
+def build_captioner(
+    settings: ModelSettings, tokenizer: PreTrainedTokenizerFast, saliency: SaliencyDefaults
+) -> VisionEncoderDecoderModel:
     """A fresh captioner: ImageNet trunk (frozen but for its semantic head), new encoder and decoder."""
     encoder = SalcapEncoder(
         SalcapEncoderConfig(
@@ -27,9 +30,12 @@ def build_captioner(settings: ModelSettings, tokenizer: PreTrainedTokenizerFast)
             num_attention_heads=settings.heads,
             intermediate_size=settings.intermediate_size,
             hidden_dropout_prob=settings.dropout,
+            saliency=asdict(saliency),
         )
     )
     encoder.trunk.load_state_dict(load_imagenet_trunk(settings.trunk).state_dict())
+    encoder.trunk.requires_grad_(False)
+    encoder.trunk.head.requires_grad_(True)
     decoder = GPT2LMHeadModel(
         GPT2Config(
             vocab_size=len(tokenizer),
@@ -67,11 +73,11 @@ class CaptionTask(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, text: dict[str, Tensor], visual: dict[str, Any] | None) -> tuple[Tensor, Tensor | None]:
-        """Logits (B, L, vocabulary) and the encoder's tokens."""
+    def forward(self, text: dict[str, Tensor], visual: dict[str, Any] | None) -> Tensor:
+        """Logits (B, L, vocabulary)."""
         tokens = None if visual is None else self.model.encoder(**visual).last_hidden_state
         inputs = {key: text[key] for key in ("input_ids", "attention_mask", "position_ids")}
-        return self.model.decoder(**inputs, encoder_hidden_states=tokens, use_cache=False).logits, tokens
+        return self.model.decoder(**inputs, encoder_hidden_states=tokens, use_cache=False).logits
 
 
 class WeightAverage:
@@ -96,6 +102,8 @@ class WeightAverage:
 
     def put(self, values: Mapping[str, Tensor]) -> None:
         """Set the model's weights."""
+        if values.keys() != self._parameters.keys():
+            raise ValueError(f"weights of another model: {sorted(values.keys() ^ self._parameters.keys())[:3]}")
         with torch.no_grad():
             for name, value in values.items():
                 self._parameters[name].copy_(value)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from salcap.config import Weighting
+
 
 @dataclass(frozen=True)
 class DataSettings:
@@ -62,6 +64,24 @@ class StageSettings:
     def __post_init__(self) -> None:
         if self.kind not in ("language", "caption", "reward"):
             raise ValueError(f"unknown stage kind {self.kind!r}, allowed: language, caption, reward")
+        least = {"epochs": 1, "batch_size": 1, "captions": 2 if self.kind == "reward" else 1}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} of a {self.kind} stage must be at least {low}, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class SaliencyDefaults:
+    """How the finished captioner is used unless told otherwise; see `salcap.config.Weighting`."""
+
+    backbone: str
+    mode: str
+    policy: str = "stratified"
+    keep_ratio: float = 1.0
+    strength: float = 0.5
+
+    def __post_init__(self) -> None:
+        Weighting(self.mode, self.policy, self.keep_ratio, strength=self.strength)
 
 
 @dataclass(frozen=True)
@@ -71,6 +91,7 @@ class CaptionerTraining:
     output: str
     data: DataSettings
     stages: tuple[StageSettings, ...]
+    saliency: SaliencyDefaults
     model: ModelSettings = field(default_factory=ModelSettings)
     seed: int = 0
     weight_decay: float = 0.05

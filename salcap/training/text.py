@@ -88,7 +88,10 @@ def pack_captions(
         (B, L) int64, -1 on padding, and ``attention_mask`` (B, 1, L, L) bool, True where a token may look:
         back within its own caption.
     """
-    ids, labels, positions, owners = [], [], [], []
+    ids: list[list[int]] = []
+    labels: list[list[int]] = []
+    positions: list[list[int]] = []
+    owners: list[list[int]] = []
     for captions in rows:
         row: tuple[list[int], list[int], list[int], list[int]] = ([], [], [], [])
         for index, caption in enumerate(captions):

@@ -10,7 +10,6 @@ Flow of one clip (B clips, F frames, N = grid * grid patches of width D)::
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,12 +28,12 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, width: int, frequencies: int = 16) -> None:
         super().__init__()
-        periods = torch.logspace(math.log10(0.5), math.log10(120.0), frequencies)  # seconds
-        self.register_buffer("angular", 2 * math.pi / periods, persistent=False)
         self.project = nn.Linear(2 * frequencies, width, bias=False)
 
     def forward(self, seconds: Tensor) -> Tensor:
-        angles = seconds[..., None].to(self.angular.dtype) * self.angular
+        frequencies = self.project.in_features // 2
+        periods = torch.logspace(math.log10(0.5), math.log10(120.0), frequencies, device=seconds.device)  # seconds
+        angles = seconds[..., None].float() * (2 * math.pi / periods)
         waves = torch.cat([angles.sin(), angles.cos() - 1], dim=-1)
         return self.project(waves.to(self.project.weight.dtype))
 
@@ -71,6 +70,7 @@ class SalcapEncoder(PreTrainedModel):
             for _ in range(config.num_hidden_layers)
         )
         for layer in self.layers:
+            assert isinstance(layer, nn.TransformerEncoderLayer)
             layer.self_attn.dropout = 0.0  # dropping attention weights would rule out the fused kernel
         self.time_embedding = TimeEmbedding(width)
         self.norm = nn.LayerNorm(width)
@@ -95,7 +95,6 @@ class SalcapEncoder(PreTrainedModel):
         seed: int | Tensor = 0,
         trunk_features: tuple[Tensor, Tensor] | None = None,
         return_dict: bool | None = None,
-        **kwargs: Any,
     ) -> BaseModelOutput:
         """Encode clips for the text decoder.
 
@@ -111,6 +110,8 @@ class SalcapEncoder(PreTrainedModel):
             BaseModelOutput with ``last_hidden_state`` (B, tokens, D), frames one after another.
         """
         weighting = Weighting(mode, policy, keep_ratio, scope, strength)
+        if "bias" in weighting.modes:
+            raise ValueError(f"mode {mode!r}: the encoder scales and prunes; a bias acts in the decoder's attention")
         local, deep = self._read_trunk(pixel_values) if trunk_features is None else trunk_features
         patches = self._embed(local, deep)
         batch, frames, _, width = patches.shape
