@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from salcap.evaluation.captions import score_captions
     from salcap.frames import Frames
     from salcap.pipeline import SaliencyCaptioner
-    from salcap.saliency import create_saliency, list_saliency, register_saliency
+    from salcap.saliency import SaliencyModel, create_saliency, list_saliency, register_saliency
     from salcap.video import VideoDecodeError, read_frames
 
 __version__ = "0.1.0"
@@ -25,6 +25,7 @@ __all__ = [
     "Caption",
     "Frames",
     "SaliencyCaptioner",
+    "SaliencyModel",
     "VideoDecodeError",
     "Weighting",
     "create_saliency",
@@ -38,6 +39,7 @@ _HOMES = {
     "Caption": "salcap.caption",
     "Frames": "salcap.frames",
     "SaliencyCaptioner": "salcap.pipeline",
+    "SaliencyModel": "salcap.saliency",
     "VideoDecodeError": "salcap.video",
     "Weighting": "salcap.config",
     "create_saliency": "salcap.saliency",

@@ -26,21 +26,27 @@ class _AfterImport(MetaPathFinder):
 
     def __init__(self) -> None:
         self.waiting = dict(_REGISTRATIONS)
+        self._searching: set[str] = set()
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        ours = self.waiting.pop(fullname, None)
-        if ours is None:
+        if fullname not in self.waiting or fullname in self._searching:
             return None
-        spec = importlib.util.find_spec(fullname)  # asks the other finders: this name is no longer waited for
+        self._searching.add(fullname)  # the other finders are asked, not this one again
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self._searching.discard(fullname)
         if spec is None or spec.loader is None:
             return spec
         execute = spec.loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
             execute(module)
-            import_module(ours)
+            ours = self.waiting.pop(fullname, None)
+            if ours is not None:
+                import_module(ours)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec

@@ -53,33 +53,29 @@ def caption(
     as_json: AsJson = False,
 ) -> None:
     """Caption videos; exit status 1 if any of them failed."""
-    from salcap.outputs import check_output, write_captions
+    from salcap.outputs import CaptionFile
 
     paths = _expand(videos)
-    with _wrong_use():
-        target = None if output is None else check_output(output, len(paths), overwrite)
+    with _wrong_use(), CaptionFile.opened(output, len(paths), overwrite) as file:
         captioner = _load(model, revision, saliency, mode, policy, keep_ratio, device)
-    generation = _given(num_beams=num_beams, max_new_tokens=max_new_tokens)
-    results = []
-    with _progress(len(paths), "captioning") as advance:
-        for path in paths:
-            with _wrong_use():
+        generation = _given(num_beams=num_beams, max_new_tokens=max_new_tokens)
+        failed = 0
+        with _progress(len(paths), "captioning") as advance:
+            for path in paths:
                 result = captioner.caption_batch([path], num_frames, start, end, **generation)[0]
-            results.append(result)
-            advance(1)
-            for warning in result.warnings:
-                _errors.print(f"warning: {path}: {warning}", markup=False, highlight=False, soft_wrap=True)
-            if result.error is not None:
-                _errors.print(f"error: {result.error}", markup=False, highlight=False, soft_wrap=True)
-            if as_json:
-                print(json.dumps(result.to_dict(), ensure_ascii=False), flush=True)
-            elif result.text is not None:
-                print(result.text if len(paths) == 1 else f"{path}\t{result.text}", flush=True)
-    if target is not None:
-        write_captions(target, results)
-    failed = sum(result.error is not None for result in results)
+                file.write(result)
+                advance(1)
+                for warning in result.warnings:
+                    _say(f"warning: {path}: {warning}")
+                if result.error is not None:
+                    failed += 1
+                    _say(f"error: {result.error}")
+                if as_json:
+                    print(json.dumps(result.to_dict(), ensure_ascii=False), flush=True)
+                elif result.text is not None:
+                    print(result.text if len(paths) == 1 else f"{path}\t{result.text}", flush=True)
     if failed:
-        _errors.print(f"{failed} of {len(results)} videos failed", highlight=False)
+        _say(f"{failed} of {len(paths)} videos failed")
         raise typer.Exit(1)
 
 
@@ -100,7 +96,7 @@ def score(
         _print_table(("metric", "score"), [(name, _number(value)) for name, value in report.scores.items()])
     missing = {name: why for name, why in report.reasons.items() if why != NOT_ASKED}
     for name, why in missing.items():
-        _errors.print(f"{name}: {why}", markup=False, highlight=False, soft_wrap=True)
+        _say(f"{name}: {why}")
     if missing:
         raise typer.Exit(1)
 
@@ -126,30 +122,24 @@ def evaluate(
     from salcap.evaluation.evaluate import evaluate_images, load_dataset
 
     policies = policy.split(",") if policy else [None]
+    if output is not None and not output.parent.is_dir():
+        _fail(f"output folder {output.parent} does not exist")
     with _wrong_use():
         ratios = [float(ratio) for ratio in keep_ratio.split(",")] if keep_ratio else [None]
         items = load_dataset(dataset, root)[:limit]
+        captioner = _load(model, revision, saliency, mode, policies[0], ratios[0], device)
+        arms = [captioner.with_weighting(policy=name, keep_ratio=ratio) for ratio in ratios for name in policies]
     rows = []
-    for ratio in ratios:
-        for name in policies:
-            with _wrong_use():
-                captioner = _load(model, revision, saliency, mode, name, ratio, device)
-            with _progress(len(items), f"{name or 'default'} {ratio or ''}") as advance:
-                before = 0
-
-                def report(done: int, advance: Any = advance) -> None:
-                    nonlocal before
-                    advance(done - before)
-                    before = done
-
-                row = evaluate_images(
-                    captioner, items, dataset=dataset, batch_size=batch_size, progress=report, num_beams=num_beams
-                )
-            rows.append(row)
-            if as_json:
-                print(json.dumps(row.to_dict(captions=False)), flush=True)
-    if output is not None:
-        output.write_text(json.dumps([row.to_dict() for row in rows], indent=1), encoding="utf-8")
+    for arm in arms:
+        with _progress(len(items), f"{arm.weighting.policy} {arm.weighting.keep_ratio}") as advance:
+            row = evaluate_images(
+                arm, items, dataset=dataset, batch_size=batch_size, progress=advance, num_beams=num_beams
+            )
+        rows.append(row)
+        if as_json:
+            print(json.dumps(row.to_dict(captions=False)), flush=True)
+        if output is not None:  # after every row: a stop later loses none of them
+            output.write_text(json.dumps([row.to_dict() for row in rows], indent=1), encoding="utf-8")
     if not as_json:
         names = list(rows[0].scores)
         _print_table(
@@ -162,6 +152,11 @@ def evaluate(
                 for r in rows
             ],
         )
+    missing = {name: why for row in rows for name, why in row.missing_scores.items()}
+    for name, why in missing.items():
+        _say(f"{name}: {why}")
+    if missing:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -277,20 +272,27 @@ def _wrong_use() -> Iterator[None]:
     """Settings that cannot work end the command with their message and exit status 2."""
     try:
         yield
-    except (ValueError, TypeError, ImportError, FileNotFoundError, OSError) as error:
+    except (ValueError, ImportError, OSError) as error:
         _fail(str(error))
 
 
 def _fail(message: str) -> NoReturn:
-    _errors.print(f"salcap: {message}", markup=False, highlight=False, soft_wrap=True)
+    _say(f"salcap: {message}")
     raise typer.Exit(2)
+
+
+def _say(message: str) -> None:
+    """A line on standard error, as it is."""
+    _errors.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
 def _progress(total: int, label: str) -> Iterator[Any]:
     """A bar on standard error that vanishes when done, and nothing where that is no terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=_errors, transient=True, disable=not _errors.is_terminal) as bar:
+    with Progress(
+        *columns, console=_errors, transient=True, redirect_stdout=False, disable=not _errors.is_terminal
+    ) as bar:
         task = bar.add_task(label, total=total)
         yield lambda count: bar.advance(task, count)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -12,7 +11,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-_CORE = ("torch", "transformers", "av", "numpy", "pycocoevalcap", "accelerate", "safetensors", "huggingface_hub")
+_CORE = (
+    *("torch", "transformers", "av", "numpy", "pycocoevalcap", "accelerate", "safetensors", "huggingface_hub"),
+    *("typer", "rich", "pyyaml", "pillow"),
+)
+_MODEL_FILES = ("config.json", "generation_config.json", "preprocessor_config.json", "tokenizer.json")
 _EXTRAS = {
     "onnx": "onnxruntime",
     "openvino": "openvino",
@@ -44,7 +47,7 @@ def examine() -> dict[str, Any]:
     if java is None:
         problems.append("no Java: caption scores need it (any Java from 8 on); captioning does not")
     if not weights:
-        problems.append("the bundled weights are missing: reinstall salcap")
+        problems.append("the bundled weights are missing or not whole: reinstall salcap")
     return {
         "salcap": _version("salcap"),
         "python": sys.version.split()[0],
@@ -61,10 +64,10 @@ def examine() -> dict[str, Any]:
 
 
 def bundled_weights() -> dict[str, float]:
-    """Bundled models and their size in MiB."""
+    """Bundled models that are whole, and their size in MiB."""
     folder = Path(__file__).parent / "weights"
-    sizes = {p.parent.name: p.stat().st_size / 2**20 for p in sorted(folder.glob("*/*.safetensors"))}
-    return {name: round(size, 2) for name, size in sizes.items()}
+    whole = [p for p in sorted(folder.glob("*/*.safetensors")) if all((p.parent / f).is_file() for f in _MODEL_FILES)]
+    return {p.parent.name: round(p.stat().st_size / 2**20, 2) for p in whole}
 
 
 def _version(package: str) -> str | None:
@@ -75,13 +78,8 @@ def _version(package: str) -> str | None:
 
 
 def _java() -> str | None:
-    if shutil.which("java") is None:
-        return None
-    try:
-        run = subprocess.run(["java", "-version"], capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return (run.stderr or run.stdout).splitlines()[0] if run.returncode == 0 else None
+    run = _run("java", "-version")
+    return None if run is None or run.returncode else _last_line(run)
 
 
 def _torchvision_problem() -> str | None:
@@ -89,8 +87,20 @@ def _torchvision_problem() -> str | None:
     if find_spec("torchvision") is None:
         return None
     probe = "import torch, torchvision; torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)"
-    run = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=120)
-    if run.returncode == 0:
+    run = _run(sys.executable, "-c", probe)
+    if run is not None and run.returncode == 0:
         return None
-    reason = run.stderr.strip().splitlines()[-1]
+    reason = "its probe could not be run or took too long" if run is None else _last_line(run)
     return f"torchvision does not match this torch: {reason}; install the matching build or pip uninstall torchvision"
+
+
+def _run(*command: str) -> subprocess.CompletedProcess[str] | None:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+def _last_line(run: subprocess.CompletedProcess[str]) -> str:
+    lines = (run.stderr or run.stdout).strip().splitlines()
+    return lines[-1] if lines else f"exit status {run.returncode}"

@@ -14,9 +14,10 @@ class Frames:
 
     Attributes:
         pixels: (T, 3, H, W) uint8 RGB.
-        pts_seconds: (T,) float64, non-decreasing, seconds on the file's own clock; any float sequence is taken.
+        pts_seconds: (T,) float64, non-decreasing, seconds from the start of the video; any float sequence is taken.
         source: path or name the frames came from, for messages and records.
         warnings: what a reader could not do as asked (damage, fewer frames than asked).
+        clip_seconds: start and end of the part of the video that the frames stand for; None where it is not known.
 
     Raises:
         ValueError: no tensor, wrong shape, wrong dtype, no frame, or times that do not match the frames.
@@ -26,6 +27,7 @@ class Frames:
     pts_seconds: Tensor
     source: str | None = None
     warnings: tuple[str, ...] = field(default=())
+    clip_seconds: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         pixels = self.pixels

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import html
 import json
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from salcap.caption import Caption
@@ -32,31 +32,51 @@ def check_output(path: str | Path, num_videos: int, overwrite: bool = False) -> 
     return path
 
 
-def write_captions(path: str | Path, captions: Sequence[Caption]) -> None:
-    """Write captions in the format of the path's suffix; the file appears whole or not at all."""
-    path = Path(path)
-    text = _FORMATS[path.suffix](captions)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+class CaptionFile:
+    """A caption file that is written as captions come, so that what was done before a crash is there after it.
+
+    Args:
+        path: its suffix says the format; None writes nothing.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._number, self._suffix = 0, "" if path is None else path.suffix
+        self._file = None if path is None else path.open("w", encoding="utf-8")
+        if self._file is not None and path is not None and path.suffix == ".vtt":
+            self._file.write("WEBVTT\n\n")
+
+    @classmethod
+    @contextmanager
+    def opened(cls, path: str | Path | None, num_videos: int, overwrite: bool = False) -> Iterator[CaptionFile]:
+        """Check the path as `check_output` does, and close the file in the end."""
+        file = cls(None if path is None else check_output(path, num_videos, overwrite))
+        try:
+            yield file
+        finally:
+            file.close()
+
+    def write(self, caption: Caption) -> None:
+        """Add one caption; subtitles leave out what failed."""
+        if self._file is None:
+            return
+        if self._suffix == ".jsonl":
+            self._file.write(json.dumps(caption.to_dict(), ensure_ascii=False) + "\n")
+        elif caption.text is not None:
+            self._number += 1
+            self._file.write(_CUES[self._suffix](caption, self._number))
+        self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
 
-def _jsonl(captions: Sequence[Caption]) -> str:
-    return "".join(json.dumps(caption.to_dict(), ensure_ascii=False) + "\n" for caption in captions)
+def _vtt(caption: Caption, number: int) -> str:
+    return f"{_cue_times(caption, '.')}\n{html.escape(caption.text or '', quote=False)}\n\n"
 
 
-def _vtt(captions: Sequence[Caption]) -> str:
-    cues = "".join(f"{_cue_times(c, '.')}\n{html.escape(c.text or '', quote=False)}\n\n" for c in _shown(captions))
-    return "WEBVTT\n\n" + cues
-
-
-def _srt(captions: Sequence[Caption]) -> str:
-    cues = enumerate(_shown(captions), start=1)
-    return "".join(f"{number}\n{_cue_times(caption, ',')}\n{caption.text}\n\n" for number, caption in cues)
-
-
-def _shown(captions: Sequence[Caption]) -> list[Caption]:
-    return [caption for caption in captions if caption.text is not None]
+def _srt(caption: Caption, number: int) -> str:
+    return f"{number}\n{_cue_times(caption, ',')}\n{caption.text}\n\n"
 
 
 def _cue_times(caption: Caption, point: str) -> str:
@@ -72,4 +92,4 @@ def _clock(seconds: float, point: str) -> str:
     return f"{hours:02d}:{minutes:02d}:{milliseconds // 1000:02d}{point}{milliseconds % 1000:03d}"
 
 
-_FORMATS: dict[str, Callable[[Sequence[Caption]], str]] = {".jsonl": _jsonl, ".vtt": _vtt, ".srt": _srt}
+_CUES: dict[str, Callable[[Caption, int], str]] = {".vtt": _vtt, ".srt": _srt}

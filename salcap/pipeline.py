@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
@@ -19,7 +19,7 @@ from salcap.config import Weighting
 from salcap.frames import Frames
 from salcap.saliency import SaliencyModel, create_saliency
 from salcap.sampling import take_frames
-from salcap.video import VideoDecodeError, read_frames
+from salcap.video import read_frames
 
 DEFAULT_NUM_FRAMES = 8
 
@@ -44,7 +44,9 @@ class SaliencyCaptioner:
             raise ValueError(
                 f"{captioner.name} cannot honour mode {'+'.join(unknown)!r}; it allows {sorted(captioner.modes)}"
             )
-        self.captioner, self.saliency, self.weighting = captioner, saliency, weighting
+        if not isinstance(saliency, SaliencyModel):
+            raise TypeError(f"saliency must be a SaliencyModel or a registered name, got {type(saliency).__name__}")
+        self.captioner, self.saliency, self.weighting = captioner, saliency.eval(), weighting
 
     @classmethod
     def from_pretrained(
@@ -77,13 +79,7 @@ class SaliencyCaptioner:
         captioner = load_captioner(
             model, processor, revision=revision, device=device, dtype=dtype, trust_remote_code=trust_remote_code
         )
-        if mode is None:
-            mode = captioner.default_weighting.mode
-            if keep_ratio is not None and keep_ratio < 1 and "prune" not in mode.split("+"):
-                mode = "prune" if mode == "none" else f"{mode}+prune"
-        elif "prune" not in mode.split("+") and keep_ratio is None:
-            keep_ratio = 1.0  # the default budget belongs to the default mode
-        given: dict[str, Any] = {
+        given = {
             "mode": mode,
             "policy": policy,
             "keep_ratio": keep_ratio,
@@ -91,11 +87,18 @@ class SaliencyCaptioner:
             "strength": strength,
             "seed": seed,
         }
-        weighting = replace(captioner.default_weighting, **{k: v for k, v in given.items() if v is not None})
+        weighting = resolve_weighting(captioner.default_weighting, **given)
+        if saliency is not None and mode is None and weighting.mode == "none":
+            allowed = sorted(captioner.modes - {"none"})
+            raise ValueError(f"{captioner.name} looks at no saliency by default: give a mode of {allowed} too")
         backbone = captioner.default_saliency if saliency is None else saliency
         if isinstance(backbone, str):
             backbone = create_saliency(backbone)
         return cls(captioner, backbone if device is None else backbone.to(device), weighting)
+
+    def with_weighting(self, **options: Any) -> SaliencyCaptioner:
+        """The same captioner and backbone under other settings; options as for `from_pretrained`."""
+        return SaliencyCaptioner(self.captioner, self.saliency, resolve_weighting(self.weighting, **options))
 
     def caption(
         self,
@@ -129,7 +132,13 @@ class SaliencyCaptioner:
         end_seconds: float | None = None,
         **generation: Any,
     ) -> list[Caption]:
-        """Caption several videos in one batch; a video that cannot be read gets a Caption with ``error`` set."""
+        """Caption several videos in one batch; one that fails gets a Caption with ``error`` set and the others go on.
+
+        Raises:
+            ValueError: settings that fit no video.
+        """
+        if isinstance(videos, str | PathLike | Frames):
+            raise TypeError(f"caption_batch takes a list of videos, got one: {videos!r}")
         return self._caption(list(videos), num_frames, start_seconds, end_seconds, generation, raising=False)
 
     def _caption(
@@ -141,46 +150,47 @@ class SaliencyCaptioner:
         generation: dict[str, Any],
         raising: bool,
     ) -> list[Caption]:
+        num_frames = self._check_request(num_frames, start, end)
+        looks = self.weighting.mode != "none"
         results: list[Caption | None] = [None] * len(videos)
-        clips: dict[int, tuple[Frames, dict[str, float]]] = {}
+        clips: list[_Clip] = []
         for index, video in enumerate(videos):
             timings: dict[str, float] = {}
             try:
                 with _timed(timings, "read_ms"):
-                    clips[index] = (self._read(video, num_frames, start, end), timings)
-            except (VideoDecodeError, ValueError, TypeError) as error:
+                    frames = self._read(video, num_frames, start, end)
+                log_density = None
+                if looks:
+                    with _timed(timings, "saliency_ms"):
+                        log_density = self.saliency.predict(frames, size="native")
+                clips.append(_Clip(index, frames, log_density, timings))
+            except Exception as error:  # whatever a plug-in raises concerns this video only
                 if raising:
                     raise
                 name = str(video) if isinstance(video, str | PathLike) else None
-                results[index] = replace(self._blank(name, start, end), error=str(error))
+                results[index] = replace(self._blank(name, start, end), error=str(error) or type(error).__name__)
         if clips:
-            texts = self._look_and_tell([(frames, timings) for frames, timings in clips.values()], generation)
-            for (index, (frames, timings)), text in zip(clips.items(), texts, strict=True):
-                results[index] = self._record(frames, text, timings, start, end)
+            maps = [clip.log_density for clip in clips if clip.log_density is not None] if looks else None
+            texts = self.captioner.generate([clip.frames for clip in clips], maps, self.weighting, **generation)
+            for clip, text in zip(clips, texts, strict=True):
+                results[clip.index] = self._record(clip, text)
         return [result for result in results if result is not None]
 
-    def _look_and_tell(
-        self, clips: list[tuple[Frames, dict[str, float]]], generation: dict[str, Any]
-    ) -> list[GeneratedText]:
-        log_densities = None
-        if self.weighting.mode != "none":
-            log_densities = []
-            for frames, timings in clips:
-                with _timed(timings, "saliency_ms"):
-                    log_densities.append(self.saliency.predict(frames, size="native"))
-        return self.captioner.generate([frames for frames, _ in clips], log_densities, self.weighting, **generation)
-
-    def _read(self, video: Video, num_frames: int | None, start: float | None, end: float | None) -> Frames:
+    def _check_request(self, num_frames: int | None, start: float | None, end: float | None) -> int:
+        """Refuse what fits no video; returns the number of frames."""
         limit = self.captioner.max_frames
         if num_frames is None:
             num_frames = min(DEFAULT_NUM_FRAMES, limit or DEFAULT_NUM_FRAMES)
-        if limit is not None and num_frames > limit:
-            raise ValueError(f"{self.captioner.name} takes at most {limit} frames, got num_frames={num_frames}")
+        if num_frames < 1 or num_frames > (limit or num_frames):
+            raise ValueError(f"{self.captioner.name} takes 1 to {limit or 'any number of'} frames, got {num_frames}")
+        if (start or 0.0) < 0 or (end is not None and end <= (start or 0.0)):
+            raise ValueError(f"a clip must start at 0 s or later and end after its start, got {start} to {end} s")
+        return num_frames
+
+    def _read(self, video: Video, num_frames: int, start: float | None, end: float | None) -> Frames:
         if isinstance(video, str | PathLike):
             return read_frames(video, num_frames, start, end, **self.captioner.read_options)
-        if not isinstance(video, Frames):
-            video = _frames_of_array(video)
-        return take_frames(video, num_frames, start, end)
+        return take_frames(video if isinstance(video, Frames) else _frames_of_array(video), num_frames, start, end)
 
     def _blank(self, path: str | None, start: float | None, end: float | None) -> Caption:
         weighting = self.weighting
@@ -198,21 +208,54 @@ class SaliencyCaptioner:
             keep_ratio=weighting.keep_ratio,
         )
 
-    def _record(
-        self, frames: Frames, text: GeneratedText, timings: dict[str, float], start: float | None, end: float | None
-    ) -> Caption:
-        times = tuple(round(t, 6) for t in frames.pts_seconds.tolist())
+    def _record(self, clip: _Clip, text: GeneratedText) -> Caption:
+        times = tuple(round(t, 6) for t in clip.frames.pts_seconds.tolist())
+        start, end = clip.frames.clip_seconds or (times[0], times[-1])
         return replace(
-            self._blank(frames.source, start, end),
+            self._blank(clip.frames.source, round(start, 6), round(end, 6)),
             text=text.text,
-            start_seconds=times[0] if start is None else start,
-            end_seconds=times[-1] if end is None else end,
             score=text.score,
             visual_tokens=text.visual_tokens,
             frame_pts_seconds=times,
-            timings={**timings, "encode_ms": text.encode_ms, "decode_ms": text.decode_ms},
-            warnings=frames.warnings,
+            timings={**clip.timings, "encode_ms": text.encode_ms, "decode_ms": text.decode_ms},
+            warnings=clip.frames.warnings,
         )
+
+
+@dataclass(frozen=True, eq=False)
+class _Clip:
+    """A video that was read, on its way to the captioner."""
+
+    index: int
+    frames: Frames
+    log_density: Tensor | None
+    timings: dict[str, float]
+
+
+def resolve_weighting(default: Weighting, **given: Any) -> Weighting:
+    """A captioner's default weighting changed by what a user gave; None means not given.
+
+    A ``keep_ratio`` below 1 alone adds "prune" to the default mode; a mode without "prune" keeps all patches.
+
+    Raises:
+        ValueError: an option that the mode would ignore, or "prune" without a budget.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    mode = given.get("mode", default.mode)
+    if "mode" not in given and given.get("keep_ratio", 1.0) < 1.0 and "prune" not in mode.split("+"):
+        mode = given["mode"] = "prune" if mode == "none" else f"{mode}+prune"
+    modes = mode.split("+")
+    if "prune" not in modes:
+        given.setdefault("keep_ratio", 1.0)  # the default budget belongs to the default mode
+    weighting = replace(default, **given)
+    if "prune" in modes and "keep_ratio" not in given and default.keep_ratio == 1.0:
+        raise ValueError(f"mode {mode!r} needs a keep_ratio below 1")
+    for name, users in (("policy", {"prune"}), ("scope", {"prune"}), ("strength", {"scale", "bias"})):
+        if name in given and not users & set(modes):
+            raise ValueError(
+                f"{name} {given[name]!r} does nothing in mode {mode!r}: it needs {' or '.join(sorted(users))}"
+            )
+    return weighting
 
 
 @contextmanager
@@ -223,7 +266,7 @@ def _timed(timings: dict[str, float], name: str) -> Iterator[None]:
 
 
 def _frames_of_array(array: np.ndarray | Tensor) -> Frames:
-    tensor = torch.as_tensor(array)
+    tensor = array if isinstance(array, Tensor) else torch.from_numpy(np.ascontiguousarray(array))
     if tensor.ndim != 4 or tensor.shape[-1] != 3 or tensor.dtype != torch.uint8:
         raise ValueError(f"frames must be (T, H, W, 3) uint8 RGB, got {tuple(tensor.shape)} {tensor.dtype}")
     return Frames(tensor.permute(0, 3, 1, 2), torch.arange(len(tensor), dtype=torch.float64))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from salcap.frames import Frames
+from salcap.timeline import spread_indices
 
 
 def uniform_indices(pts_seconds: Tensor, num_frames: int) -> Tensor:
@@ -24,11 +27,7 @@ def uniform_indices(pts_seconds: Tensor, num_frames: int) -> Tensor:
     step = (pts_seconds[-1] - pts_seconds[0]) / (total - 1)
     span = pts_seconds[-1] - pts_seconds[0] + step
     centres = pts_seconds[0] + span * (torch.arange(num_frames, dtype=torch.float64) + 0.5) / num_frames
-    chosen = torch.searchsorted(pts_seconds, centres, right=True) - 1
-    for k in range(num_frames):  # each frame once: push apart to the right, leaving room for those that follow
-        low = int(chosen[k - 1]) + 1 if k else 0
-        chosen[k] = min(max(int(chosen[k]), low), total - num_frames + k)
-    return chosen
+    return torch.from_numpy(spread_indices(pts_seconds.numpy(), centres.numpy()))
 
 
 def take_frames(
@@ -52,5 +51,13 @@ def take_frames(
         raise ValueError(
             f"no frame between {start_seconds} and {end_seconds} s; the frames span {times[0]:.3f} to {times[-1]:.3f} s"
         )
+    warnings = frames.warnings
+    if len(kept) < num_frames:
+        warnings = (*warnings, f"asked for {num_frames} frames, the clip gave {len(kept)}")
     kept = kept[uniform_indices(times[kept], num_frames)]
-    return Frames(frames.pixels[kept], times[kept], frames.source, frames.warnings)
+    first, last = frames.clip_seconds or (float(times[0]), float(times[-1]))
+    clip = (
+        first if start_seconds is None else max(first, start_seconds),
+        last if end_seconds is None else min(last, end_seconds),
+    )
+    return replace(frames, pixels=frames.pixels[kept], pts_seconds=times[kept], clip_seconds=clip, warnings=warnings)

@@ -17,6 +17,7 @@ import numpy as np
 
 MAX_ERRORS = 1000  # in a row, then the rest of the file is given up
 SNAP_COST = 48  # frames: what costs less to decode is never moved to a keyframe
+SNAP_SHARE = Fraction(1, 4)  # of the interval between frames: the most that one is moved
 
 Ticks = int
 Timed = tuple[Ticks, Any]  # a decoded frame after the time at which it comes on screen
@@ -26,11 +27,15 @@ def spread_times(times: Sequence[Ticks], targets: Sequence[Ticks]) -> list[Ticks
     """As many different ``times`` as ``targets``, each as near as that allows to the one on screen at its target."""
     if len(times) <= len(targets):
         return list(times)
+    return [times[index] for index in spread_indices(times, targets)]
+
+
+def spread_indices(times: Sequence[float] | np.ndarray, targets: Sequence[float] | np.ndarray) -> np.ndarray:
+    """(len(targets),) rising indices of ``times``: each of what is on screen at its target, or as near as can be."""
     ramp = np.arange(len(targets))
     indices = np.maximum(np.searchsorted(times, targets, side="right") - 1, 0)
     indices = np.maximum.accumulate(indices - ramp) + ramp  # strictly rising
-    indices = np.minimum(indices, len(times) - len(targets) + ramp)  # and with room for those that follow
-    return [times[index] for index in indices]
+    return np.minimum(indices, len(times) - len(targets) + ramp)  # and with room for those that follow
 
 
 def in_order(frames: Iterable[Timed]) -> Iterator[Timed]:
@@ -79,6 +84,10 @@ class Timeline(ABC):
     @abstractmethod
     def seek(self, ticks: Ticks, any_frame: bool = False) -> bool:
         """Go to the keyframe (or frame) before ``ticks``, as well as the container can; False where it cannot."""
+
+    @abstractmethod
+    def is_keyframe(self, packet: Any) -> bool:
+        """Whether decoding can start with the packet."""
 
     @abstractmethod
     def rewind(self) -> None:
@@ -188,7 +197,7 @@ class Timeline(ABC):
                 time = self._time(packet)
                 if time is None:
                     return None
-                if packet.is_keyframe and time <= ticks:
+                if time <= ticks and self.is_keyframe(packet):
                     found = time
                     if number == back == 0:  # an index led here: it is the last one
                         break
@@ -203,11 +212,12 @@ class Timeline(ABC):
     def _second(self) -> Ticks:
         return math.ceil(1 / self.time_base)
 
-    def plan(self, targets: Sequence[Ticks], tolerance: Fraction | int = 0) -> list[tuple[Ticks, Ticks | None]]:
+    def plan(self, targets: Sequence[Ticks], interval: Fraction | int = 0) -> list[tuple[Ticks, Ticks | None]]:
         """Each target with the keyframe to decode it from, found without decoding; None: from the start of the file.
 
-        A target that would cost more than SNAP_COST frames moves to a keyframe, if one is at most ``tolerance`` away.
+        A target that would cost more than SNAP_COST frames moves to a keyframe within SNAP_SHARE of ``interval``.
         """
+        tolerance = interval * SNAP_SHARE
         plan: list[tuple[Ticks, Ticks | None]] = []
         for target in targets:
             keyframe = self.keyframe_before(target)
@@ -270,7 +280,7 @@ class Timeline(ABC):
         """Packets from a keyframe on, or from one before it; None: from the start of the file."""
         back = 0
         while keyframe is not None and keyframe - back >= self.origin and self.seek(keyframe - back):
-            packets = dropwhile(lambda packet: not packet.is_keyframe, self.packets())
+            packets = dropwhile(lambda packet: not self.is_keyframe(packet), self.packets())
             first = next(packets, None)
             time = None if first is None else self._time(first)
             if time is not None and time <= keyframe:

@@ -6,13 +6,11 @@ file was written with; inside, times are ticks of the stream's time base (see `s
 
 from __future__ import annotations
 
-import errno
 import math
 import operator
 import os
-import re
-import stat
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -30,14 +28,13 @@ from av.video.reformatter import VideoReformatter
 
 from salcap.frames import Frames
 from salcap.timeline import MAX_ERRORS, Ticks, Timed, Timeline, spread_times
-from salcap.video_info import VideoDecodeError, VideoInfo
+from salcap.video_info import VideoDecodeError, VideoInfo, local_file
 
 __all__ = ["VideoDecodeError", "VideoInfo", "probe", "read_frames"]
 
 MAX_PIXELS = 8192 * 8192  # of a decoded frame; a file that declares more is refused before memory is taken
 MAX_THREADS = 4  # each decoding thread holds a frame, and after a seek wastes one
 SCALING = 4 | 0x2000 | 0x40000  # swscale's BICUBIC, FULL_CHR_H_INT, ACCURATE_RND: PyAV 17 has no names for flags
-SNAP_SHARE = Fraction(1, 4)  # of an interval: how far a frame may move from the middle to save decoding
 
 # Not among them: playlists (hls, concat, dash) read other files or wait for ever, tty draws any text, image2 takes
 # patterns for names. Sound is, to say of it that it has no video stream.
@@ -124,7 +121,7 @@ def read_frames(
         start, end = video.clip(start_seconds, end_seconds)
         interval = (end - start) / num_frames
         targets = [math.floor(start + (number + Fraction(1, 2)) * interval) for number in range(num_frames)]
-        pictures = video.read(video.frames_at(video.plan(targets, 0 if exact else interval * SNAP_SHARE)), end)
+        pictures = video.read(video.frames_at(video.plan(targets, 0 if exact else interval)), end)
         if len(pictures) < num_frames:  # stills, damage, or a short clip: choose among the frames that there are
             times = spread_times(video.shown_times(start, end), targets)
             missing = video.plan([ticks for ticks in times if ticks not in pictures])
@@ -144,6 +141,7 @@ def read_frames(
             pixels=torch.from_numpy(np.stack([pictures[ticks] for ticks in shown])).permute(0, 3, 1, 2).contiguous(),
             pts_seconds=torch.tensor([video.seconds(ticks) for ticks in shown], dtype=torch.float64),
             source=video.name,
+            clip_seconds=(video.seconds(start), video.seconds(end)),
             warnings=video.warnings(),
         )
 
@@ -213,8 +211,7 @@ class _Video(Timeline):
         if not streams:
             kinds = ", ".join(sorted({stream.type for stream in self.container.streams})) or "none"
             raise self.failed(f"no video stream (streams in the file: {kinds})")
-        best = self.container.streams.best("video")
-        stream = best if best in streams else streams[0]
+        stream = max(streams, key=lambda stream: stream is self.container.streams.best("video"))
         codec = stream.codec_context
         if codec is None:
             raise self.failed("no decoder for its video stream")
@@ -312,6 +309,12 @@ class _Video(Timeline):
             return False
         return True
 
+    def is_keyframe(self, packet: av.Packet) -> bool:
+        if packet.is_keyframe or self.container.format.name != "avi" or packet.dts is None:
+            return bool(packet.is_keyframe)
+        at = self.stream.index_entries.search_timestamp(packet.dts)  # for H.264 in AVI the mark may be there alone
+        return at >= 0 and bool(self.stream.index_entries[at].timestamp == packet.dts)
+
     def packets(self, max_errors: int = MAX_ERRORS, every_stream: bool = False) -> Iterator[av.Packet]:
         errors = 0
         while errors <= max_errors:
@@ -361,15 +364,7 @@ def _open_container(path: VideoPath) -> Any:
     if hasattr(path, "read"):
         source.seek(0)
     else:
-        name = os.fsdecode(path)
-        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name):
-            raise ValueError("only local files are read, not URLs: download it first")
-        mode = os.stat(name).st_mode
-        if stat.S_ISDIR(mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if not stat.S_ISREG(mode):
-            raise ValueError("not a regular file")
-        source = f"file:{os.path.abspath(name)}"  # so that a colon in the name is no protocol
+        source = f"file:{local_file(path)}"  # so that a colon in the name is no protocol
     options = {"protocol_whitelist": "file", "format_whitelist": FORMATS, "max_pixels": str(MAX_PIXELS)}
     return av.open(source, options=options, metadata_errors="replace")
 
@@ -384,8 +379,8 @@ def _decoder_log(path: VideoPath, most: int = 3) -> list[str]:
     Its log is off otherwise: with it on, each line of a codec thread waits for the interpreter. So one thread decodes
     here, and what other threads log meanwhile is dropped.
     """
-    level = av.logging.get_level()
     with _log_lock, av.logging.Capture(local=False), av.logging.Capture() as lines:
+        level = av.logging.get_level()
         av.logging.set_level(av.logging.ERROR)
         try:
             with _open_container(path) as container:
@@ -396,5 +391,10 @@ def _decoder_log(path: VideoPath, most: int = 3) -> list[str]:
         except (*FAILURES, AttributeError):
             pass
         finally:
+            if level is None:  # by way of FFmpeg's own callback, kept quiet, until lines of other threads have passed
+                av.logging.set_libav_level(av.logging.PANIC)
+                av.logging.restore_default_callback()
+                time.sleep(0.005)
+                av.logging.set_libav_level(av.logging.INFO)
             av.logging.set_level(level)
     return list(dict.fromkeys(shorten(f"{name}: {text}", 160) for _, name, text in lines))[:most]

@@ -1,7 +1,11 @@
-"""What is known of a video file, and the error of one that gives no frame."""
+"""What is known of a video file, which files may be one, and the error of one that gives no frame."""
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+import stat
 from dataclasses import dataclass
 
 
@@ -48,3 +52,21 @@ class VideoInfo:
     sample_aspect_ratio: float
     start_pts_seconds: float
     warnings: tuple[str, ...]
+
+
+def local_file(path: str | bytes | os.PathLike[str]) -> str:
+    """The absolute path of a file, if it is a regular one on this machine.
+
+    Raises:
+        OSError: there is no such file, or it is a directory.
+        ValueError: it is a URL, a pipe, a device or a socket.
+    """
+    name = os.fsdecode(path)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name):
+        raise ValueError("only local files are read, not URLs: download it first")
+    mode = os.stat(name).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(mode):
+        raise ValueError("not a regular file")
+    return os.path.abspath(name)

@@ -107,6 +107,7 @@ def test_time_matters_but_not_where_the_clock_starts(encoder, features):
     [
         ({"mode": "prune"}, "needs log_density"),
         ({"log_density": RANDOM_MAP}, "mode is 'none'"),
+        ({"mode": "bias", "log_density": RANDOM_MAP}, "acts in the decoder's attention"),
         ({"mode": "scael", "log_density": RANDOM_MAP}, "did you mean 'scale'"),
     ],
 )
@@ -133,21 +134,28 @@ def test_generate_takes_pixels_maps_and_all_keywords():
     assert len(sampled) == 2
 
 
-def test_saved_and_loaded_through_auto_classes_once_salcap_is_imported(tmp_path):
+def test_loaded_through_auto_classes_it_says_what_it_said(tmp_path):
+    """In a process that only imports salcap: same logits from pixels and times, so nothing was left uninitialised."""
     tiny = tiny_models.mini()
     tiny.model.save_pretrained(tmp_path)
+    generator = torch.Generator().manual_seed(3)
+    pixels, seconds = torch.rand(1, 2, 3, SIDE, SIDE, generator=generator), torch.tensor([[0.0, 1.5]])
+    torch.save({"pixel_values": pixels, "pts_seconds": seconds}, tmp_path / "inputs.pt")
+    with torch.no_grad():
+        expected = tiny.model(pixel_values=pixels, pts_seconds=seconds, decoder_input_ids=torch.tensor([[1, 5]])).logits
     code = (
-        "import sys, salcap; assert 'transformers' not in sys.modules\n"
+        "import sys, salcap, torch; assert 'transformers' not in sys.modules\n"
         "from transformers import AutoConfig, AutoModelForImageTextToText\n"
-        f"assert AutoConfig.from_pretrained({str(tmp_path)!r}).encoder.model_type == 'salcap-encoder'\n"
-        f"model = AutoModelForImageTextToText.from_pretrained({str(tmp_path)!r})\n"
-        "print(type(model.encoder).__name__, sum(float(p.detach().double().sum()) for p in model.parameters()))"
+        f"folder = {str(tmp_path)!r}\n"
+        "assert AutoConfig.from_pretrained(folder).encoder.model_type == 'salcap-encoder'\n"
+        "model = AutoModelForImageTextToText.from_pretrained(folder).eval()\n"
+        "inputs = torch.load(folder + '/inputs.pt')\n"
+        "with torch.no_grad():\n"
+        "    logits = model(**inputs, decoder_input_ids=torch.tensor([[1, 5]])).logits\n"
+        "torch.save(logits, folder + '/logits.pt')"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    name, total = run.stdout.split()
-    assert name == "SalcapEncoder"
-    expected = sum(float(p.detach().double().sum()) for p in tiny.model.parameters())
-    assert float(total) == pytest.approx(expected, rel=1e-9)
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +181,7 @@ def test_maps_of_different_sizes_share_a_batch(weighting):
     together = captioner.generate(clips, maps, weighting, max_new_tokens=5)
     for i in range(2):
         (alone,) = captioner.generate([clips[i]], maps and [maps[i]], weighting, max_new_tokens=5)
-        assert alone.text == together[i].text
+        assert alone.score == pytest.approx(together[i].score, abs=1e-4)
         assert alone.visual_tokens == together[i].visual_tokens == (16 if weighting.mode == "prune" else 32)
 
 

@@ -7,10 +7,16 @@ import json
 import pytest
 
 from salcap.caption import Caption
-from salcap.outputs import check_output, write_captions
+from salcap.outputs import CaptionFile, check_output
 
 GOOD = Caption("a <b> & c \u2014 caf\u00e9", "a.mp4", 1.25, 3725.0005, frame_pts_seconds=(1.5,))
 BAD = Caption(None, "b.mp4", error="cannot read")
+
+
+def write_captions(path, captions, **options):
+    with CaptionFile.opened(path, 1, **options) as file:
+        for caption in captions:
+            file.write(caption)
 
 
 def test_jsonl_holds_every_record(tmp_path):
@@ -19,7 +25,20 @@ def test_jsonl_holds_every_record(tmp_path):
     assert records[0]["caption"] == GOOD.text
     assert records[0]["frame_pts_seconds"] == [1.5]
     assert (records[1]["path"], records[1]["caption"], records[1]["error"]) == ("b.mp4", None, "cannot read")
-    assert list(tmp_path.iterdir()) == [tmp_path / "out.jsonl"]  # nothing partial is left
+
+
+def test_what_came_before_a_crash_is_in_the_file(tmp_path):
+    path = tmp_path / "out.jsonl"
+
+    def crash() -> None:
+        with CaptionFile.opened(path, 2) as file:
+            file.write(GOOD)
+            assert len(path.read_text().splitlines()) == 1  # at once, not when the file is closed
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        crash()
+    assert json.loads(path.read_text())["caption"] == GOOD.text
 
 
 def test_vtt(tmp_path):

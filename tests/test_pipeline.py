@@ -79,6 +79,8 @@ def test_path_frames_and_array_agree(tiny):
     array = frames.pixels.permute(0, 2, 3, 1).numpy()
     from_array = captioner.caption(array)
     assert from_array.frame_pts_seconds == (0, 1, 2, 3)
+    assert from_array.warnings == ("asked for 8 frames, the clip gave 4",)
+    assert captioner.caption(array[:, :, :, ::-1]).text is not None  # numpy views, here BGR turned to RGB
     assert captioner.caption(np.repeat(array, 4, axis=0), num_frames=4).frame_pts_seconds == (2, 6, 10, 14)
 
 
@@ -101,16 +103,48 @@ def test_batch_keeps_going_and_names_what_failed(tiny, tmp_path):
     assert results[0].text == results[3].text
     with pytest.raises(salcap.VideoDecodeError, match=r"broken\.mp4"):
         captioner.caption(broken)
+    with pytest.raises(TypeError, match="takes a list"):
+        captioner.caption_batch(str(SAMPLE))
+
+
+def test_a_plugin_that_raises_costs_its_video_only(tiny):
+    class Fussy(salcap.SaliencyModel):
+        def forward(self, pixels, pts_seconds=None):
+            if len(pixels) == 2:
+                raise RuntimeError("two frames are too few for me")
+            return pixels.mean(1)
+
+    captioner = SaliencyCaptioner.from_pretrained(tiny.model, tiny.processor, saliency=Fussy(), mode="scale")
+    arrays = [np.full((n, 32, 32, 3), 50 * n, np.uint8) for n in (1, 2, 3)]
+    results = captioner.caption_batch(arrays)
+    assert [result.error for result in results] == [None, "two frames are too few for me", None]
+    with pytest.raises(RuntimeError, match="too few"):
+        captioner.caption(arrays[1])
+
+
+def test_a_backbone_given_as_an_object_is_put_in_evaluation_mode(tiny):
+    class Dropping(salcap.SaliencyModel):
+        def forward(self, pixels, pts_seconds=None):
+            return torch.nn.functional.dropout(pixels.mean(1), 0.5, self.training)
+
+    captioner = SaliencyCaptioner.from_pretrained(tiny.model, tiny.processor, saliency=Dropping(), mode="scale")
+    assert not captioner.saliency.training
+    with pytest.raises(TypeError, match="got Linear"):
+        SaliencyCaptioner.from_pretrained(tiny.model, tiny.processor, saliency=torch.nn.Linear(1, 1), mode="scale")
 
 
 @pytest.mark.parametrize(
     "options, message",
     [
+        ({"saliency": "center"}, "give a mode of"),
+        ({"policy": "top"}, "policy 'top' does nothing in mode 'none'"),
+        ({"mode": "prune"}, "needs a keep_ratio below 1"),
+        ({"mode": "prune", "keep_ratio": 0.5, "strength": 0.2}, "strength 0.2 does nothing in mode 'prune'"),
         ({"mode": "zoomm"}, "unknown mode 'zoomm'"),
         ({"mode": "scale", "keep_ratio": 0.5}, "needs a mode with 'prune'"),
         ({"keep_ratio": 1.5}, r"\(0, 1\], got 1.5"),
-        ({"policy": "foveat"}, "did you mean 'foveate'"),
-        ({"saliency": "spectral"}, "spectral_residual"),
+        ({"keep_ratio": 0.5, "policy": "foveat"}, "did you mean 'foveate'"),
+        ({"mode": "scale", "saliency": "spectral"}, "spectral_residual"),
     ],
 )
 def test_wrong_settings_fail(tiny, options, message):
@@ -122,7 +156,7 @@ def test_the_default_number_of_frames_fits_the_model():
     git = tiny_models.git(num_frames=3)
     captioner = SaliencyCaptioner.from_pretrained(git.model, git.processor)
     assert len(captioner.caption(SAMPLE, max_new_tokens=3).frame_pts_seconds) == 3
-    with pytest.raises(ValueError, match="at most 3 frames, got num_frames=4"):
+    with pytest.raises(ValueError, match="takes 1 to 3 frames, got 4"):
         captioner.caption(SAMPLE, 4)
 
 
@@ -140,7 +174,7 @@ def test_wrong_arrays_fail(tiny, video):
 
 
 def test_a_plugin_that_breaks_the_contract_is_named(tiny):
-    class Broken(salcap.saliency.SaliencyModel):
+    class Broken(salcap.SaliencyModel):
         def forward(self, pixels, pts_seconds=None):
             return torch.full((len(pixels), 4, 4), torch.nan)
 

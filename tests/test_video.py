@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from video_factory import ROOT, CountedVideo, decode_all, draw_number, make_video, numbers, read_number
+from video_factory import ROOT, CountedVideo, decode_all, draw_number, load_script, make_video, numbers, read_number
 
 import salcap.video
 from salcap.frames import Frames
@@ -283,6 +283,15 @@ def test_work_does_not_grow_with_the_length(tmp_path: Path, counted: type[Counte
     overhead = 12  # frames in flight after each seek: threads and reordering
     assert max(decoded) <= (num_frames + 1) * (gop + overhead)
     assert counted.opened == 2  # nothing was started over
+
+
+def test_h264_in_avi_is_sought_by_its_index(tmp_path: Path, counted: type[CountedVideo]) -> None:
+    path = make_video(tmp_path / "a.mp4", 400, size=(32, 64), fps=FPS, gop=20)
+    (tmp_path / "a.avi").write_bytes(load_script("make_hostile_folder").remux(path, "avi"))
+    with av.open(str(tmp_path / "a.avi")) as container:
+        assert not any(packet.is_keyframe for packet in container.demux(video=0))  # nothing but the index tells
+    assert numbers(read_frames(tmp_path / "a.avi", 4, exact=True)) == [50, 150, 250, 350]
+    assert counted.decoded <= 5 * (20 + 12)
 
 
 def test_no_group_is_decoded_twice(videos: dict[str, Path], counted: type[CountedVideo]) -> None:

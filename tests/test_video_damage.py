@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,26 @@ def test_the_sound_file_stays_silent_about_pictures(tmp_path: Path) -> None:
         assert len(container.streams.video) == 1
     with pytest.raises(VideoDecodeError, match="no video stream"):
         read_frames(path)
+
+
+def test_many_threads_read_bad_files(tmp_path: Path) -> None:
+    """FFmpeg's log, which is switched on for the message of a file that fails, is the whole process's."""
+    for name, content in SCRIPT.hostile_files(ROOT / "data" / "sample.mp4", seed=1):
+        if name.startswith(("cut", "flipped")) and name.endswith(("mp4", "ts")):
+            (tmp_path / name).write_bytes(content)
+
+    def outcome(path: Path) -> int | str:
+        try:
+            return len(read_frames(path, 4, size=(32, 32)))
+        except VideoDecodeError as error:
+            return str(error)
+
+    paths = sorted(tmp_path.iterdir())
+    assert len(paths) > 20
+    one_by_one = [outcome(path) for path in paths]
+    with ThreadPoolExecutor(6) as threads:
+        assert list(threads.map(outcome, paths)) == one_by_one
+    assert av.logging.get_level() is None
 
 
 def test_hostile_files(tmp_path: Path, counted: type[CountedVideo], capfd: pytest.CaptureFixture[str]) -> None:

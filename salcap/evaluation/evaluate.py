@@ -13,7 +13,7 @@ from PIL import Image
 
 from salcap.caption import Caption
 from salcap.datasets.captioned_images import CaptionedImage, load_captioned_images
-from salcap.evaluation.captions import score_captions
+from salcap.evaluation.captions import NOT_ASKED, score_report
 from salcap.frames import Frames
 from salcap.pipeline import SaliencyCaptioner
 
@@ -29,6 +29,7 @@ class Evaluation:
     """Scores of one setting with the captions that earned them.
 
     Attributes:
+        missing_scores: name -> why, for metrics that were asked for and could not run.
         stage_ms: mean milliseconds per item of each stage.
     """
 
@@ -41,6 +42,7 @@ class Evaluation:
     keep_ratio: float
     visual_tokens: float
     scores: dict[str, float | None]
+    missing_scores: dict[str, str]
     stage_ms: dict[str, float]
     captions: dict[str, str] = field(repr=False)
 
@@ -68,25 +70,26 @@ def evaluate_images(
     *,
     dataset: str,
     batch_size: int = 16,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int], object] = lambda done: None,
     **generation: Any,
 ) -> Evaluation:
     """Caption every image as a clip of one still frame and score all captions.
 
     Args:
-        progress: called with the number of items done.
+        progress: called with the number of items just done.
         generation: keyword arguments of ``transformers``' generate.
     """
     results: list[Caption] = []
     for start in range(0, len(items), batch_size):
-        stills = [_read_still(item.path) for item in items[start : start + batch_size]]
+        options = captioner.captioner.read_options
+        stills = [_read_still(item.path, **options) for item in items[start : start + batch_size]]
         results += captioner.caption_batch(stills, num_frames=1, **generation)
-        progress(len(results))
+        progress(len(stills))
     failed = [f"{item.path}: {r.error}" for item, r in zip(items, results, strict=True) if r.text is None]
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(items)} items could not be captioned: {failed[:3]}")
     captions = {item.image_id: str(result.text) for item, result in zip(items, results, strict=True)}
-    scores = score_captions({item.image_id: list(item.captions) for item in items}, captions)
+    report = score_report({item.image_id: list(item.captions) for item in items}, captions)
     stages = sorted({stage for result in results for stage in result.timings})
     first = results[0]
     return Evaluation(
@@ -98,13 +101,21 @@ def evaluate_images(
         policy=first.policy,
         keep_ratio=first.keep_ratio,
         visual_tokens=float(np.mean([result.visual_tokens for result in results])),
-        scores=dict(scores),
+        scores=report.scores,
+        missing_scores={name: why for name, why in report.reasons.items() if why != NOT_ASKED},
         stage_ms={stage: round(float(np.mean([r.timings[stage] for r in results])), 2) for stage in stages},
         captions=captions,
     )
 
 
-def _read_still(path: Path) -> Frames:
+def _read_still(path: Path, size: tuple[int, int] | None = None, shortest_side: int | None = None) -> Frames:
+    """A photograph as a clip of one frame, brought to the size at which videos are read for the same captioner."""
     with Image.open(path) as image:
-        pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        picture = image.convert("RGB")
+    if shortest_side is not None:
+        share = min(1.0, shortest_side / min(picture.size))
+        size = (round(picture.height * share), round(picture.width * share))
+    if size is not None:
+        picture = picture.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
     return Frames(pixels[None].contiguous(), torch.zeros(1), str(path))

@@ -162,6 +162,7 @@ class CaptionerTrainer:
                 top_k=0,
                 num_beams=1,
                 num_return_sequences=stage.captions,
+                max_new_tokens=18,  # longer than nearly all captions: what runs on is noise
             )
         texts = self.tokenizer.batch_decode(sampled, skip_special_tokens=True)
         scored = [self.reward(int(chosen[i // stage.captions]), text.strip()) for i, text in enumerate(texts)]

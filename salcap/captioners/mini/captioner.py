@@ -40,14 +40,16 @@ class MiniCaptioner(CaptionerFamily):
         return Generation(output, tokens.shape[1], encode_ms)
 
     def _encode(self, batch: ClipBatch) -> torch.Tensor:
+        weighting = batch.weighting
+        mode = "+".join(mode for mode in weighting.modes if mode != "bias") or "none"  # the bias is the decoder's
+        maps = None if batch.log_densities is None or mode == "none" else torch.stack(list(batch.log_densities))
         seconds = torch.stack([frames.pts_seconds for frames in batch.clips])
-        seeds = [clip_seed(frames, batch.weighting) for frames in batch.clips]
-        maps = None if batch.log_densities is None else torch.stack(list(batch.log_densities))
+        seeds = torch.tensor([clip_seed(frames, weighting) for frames in batch.clips])
         return self.model.encoder(
             pixel_values=batch.pixels,
             pts_seconds=seconds.to(self.model.device, torch.float32),
             log_density=maps,
-            **{**asdict(batch.weighting), "seed": torch.tensor(seeds)},
+            **{**asdict(weighting), "mode": mode, "seed": seeds},
         ).last_hidden_state
 
 

@@ -94,6 +94,8 @@ class SalcapEncoder(PreTrainedModel):
         strength: float = 0.5,
         seed: int | Tensor = 0,
         trunk_features: tuple[Tensor, Tensor] | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> BaseModelOutput:
         """Encode clips for the text decoder.
@@ -104,12 +106,15 @@ class SalcapEncoder(PreTrainedModel):
             log_density: (B, F, h, w) log-density over each frame; needed by every mode but "none".
             mode, policy, keep_ratio, scope, strength: see `salcap.config.Weighting`.
             seed: of the random policies; a (B,) int64 tensor gives each clip its own.
+            output_attentions, output_hidden_states, return_dict: not supported; VisionEncoderDecoderModel passes them.
             trunk_features: (local (B, F, N, C16), deep (B, F, N / 4, C32)) of the frozen trunk instead of pixels.
 
         Returns:
             BaseModelOutput with ``last_hidden_state`` (B, tokens, D), frames one after another.
         """
         weighting = Weighting(mode, policy, keep_ratio, scope, strength)
+        if output_attentions or output_hidden_states:
+            raise ValueError("the encoder returns its last hidden state only")
         if "bias" in weighting.modes:
             raise ValueError(f"mode {mode!r}: the encoder scales and prunes; a bias acts in the decoder's attention")
         local, deep = self._read_trunk(pixel_values) if trunk_features is None else trunk_features
