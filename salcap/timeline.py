@@ -122,7 +122,7 @@ class Timeline(ABC):
         end = Fraction(self.end)
         return start, end if end_seconds is None else min(end, self.origin + Fraction(end_seconds) / self.time_base)
 
-    def seconds(self, ticks: Ticks) -> float:
+    def seconds(self, ticks: Ticks | Fraction) -> float:
         """Seconds from the start of the video."""
         return float((ticks - self.origin) * self.time_base)
 
