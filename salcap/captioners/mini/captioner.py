@@ -2,44 +2,38 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from transformers.modeling_outputs import BaseModelOutput
+from torch import Tensor
 
-from salcap.captioners.family import CaptionerFamily, ClipBatch, Generation, clip_seed
+from salcap.captioners.family import ClipBatch, clip_seed
 from salcap.captioners.mini import modeling  # noqa: F401  registers the encoder with transformers
-from salcap.captioners.visual_tokens import cross_attention_bias, stack_bias
+from salcap.captioners.vision_encoder_decoder import VisionEncoderDecoderCaptioner
+from salcap.captioners.visual_tokens import stack_bias
 from salcap.config import Weighting
 
 
-class MiniCaptioner(CaptionerFamily):
-    """`SalcapEncoder` with a text decoder: scaling and pruning happen inside the encoder, before its layers."""
-
-    transformers_class = "VisionEncoderDecoderModel"
+class MiniCaptioner(VisionEncoderDecoderCaptioner):
+    """`SalcapEncoder` with a text decoder: the encoder itself scales and prunes, before its layers."""
 
     def __init__(self, model: Any, processor: Any, *, name: str | None = None, revision: str | None = None) -> None:
         super().__init__(model, processor, name=name, revision=revision)
+        self.modes = frozenset({"none", "scale", "bias", "prune"})
+        self.early_pruning = True
         tuned = dict(model.config.encoder.saliency)
         self.default_saliency = tuned.pop("backbone")
         self.default_weighting = Weighting(**tuned)
 
-    def generate_batch(self, batch: ClipBatch, generation: dict[str, Any]) -> Generation:
-        started = self.now_ms()
-        tokens = torch.cat([self._encode(part) for part in _equal_maps(batch)])
+    def encode(self, batch: ClipBatch) -> tuple[Tensor, Tensor | None]:
+        tokens = torch.cat([self._encode_equal(part) for part in _equal_maps(batch)])
+        if "bias" not in batch.weighting.modes:
+            return tokens, None
         side = self.model.encoder.grid
-        bias = stack_bias(self.plan(batch, (side, side), 0)) if "bias" in batch.weighting.modes else None
-        encode_ms = self.now_ms() - started
-        with ExitStack() as hooks:
-            if bias is not None:
-                hook = cross_attention_bias(bias)
-                hooks.enter_context(self.model.decoder.register_forward_pre_hook(hook, with_kwargs=True))
-            output = self.model.generate(encoder_outputs=BaseModelOutput(last_hidden_state=tokens), **generation)
-        return Generation(output, tokens.shape[1], encode_ms)
+        return tokens, stack_bias(self.plan(batch, (side, side), num_prefix_tokens=0))
 
-    def _encode(self, batch: ClipBatch) -> torch.Tensor:
+    def _encode_equal(self, batch: ClipBatch) -> Tensor:
         weighting = batch.weighting
         mode = "+".join(mode for mode in weighting.modes if mode != "bias") or "none"  # the bias is the decoder's
         maps = None if batch.log_densities is None or mode == "none" else torch.stack(list(batch.log_densities))
