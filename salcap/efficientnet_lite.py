@@ -85,21 +85,37 @@ class EfficientNetLite(nn.Module):
                 channels = outputs
             ends.append(len(blocks))
         self.blocks = nn.ModuleList(blocks)
-        self._taps = [ends[i] - 1 for i in (1, 2, 4, 6)]
-        self.feature_channels = [blocks[i].project.out_channels for i in self._taps]
+        self._ends = [ends[i] for i in (1, 2, 4, 6)]  # blocks up to each stride
+        self.feature_channels = [blocks[end - 1].project.out_channels for end in self._ends]
         self.head = nn.Conv2d(channels, 1280, 1)
 
     def semantic(self, deep: Tensor) -> Tensor:
         """The features the ImageNet classifier reads: (N, C, h, w) of the last map to (N, 1280, h, w), 0..6."""
         return F.relu6(self.head(deep))
 
+    @property
+    def tail(self) -> nn.ModuleList:
+        """The blocks behind stride 16, which `deepen` runs."""
+        return self.blocks[self._ends[2] :]
+
     def forward(self, pixels: Tensor) -> list[Tensor]:
+        features = self.shallow(pixels)
+        return [*features, self.deepen(features[-1])]
+
+    def shallow(self, pixels: Tensor) -> list[Tensor]:
+        """The maps of strides 4, 8 and 16 only."""
         x = F.relu6(self.stem((pixels - MEAN) / STD))
         features = []
-        for index, block in enumerate(self.blocks):
+        for count, block in enumerate(self.blocks[: self._ends[2]], start=1):
             x = block(x)
-            if index in self._taps:
+            if count in self._ends:
                 features.append(x)
+        return features
+
+    def deepen(self, features: Tensor) -> Tensor:
+        """The stride-32 map from the stride-16 one."""
+        for block in self.tail:
+            features = block(features)
         return features
 
 

@@ -17,6 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from salcap.captioners import load_captioner
 from salcap.config import POLICIES, Weighting, load_config
 from salcap.datasets.captioned_images import iter_density_maps, load_captioned_images
+from salcap.efficientnet_lite import load_imagenet_trunk
 from salcap.frames import Frames
 from salcap.training import captioner as training
 from salcap.training.cider_reward import CiderReward
@@ -79,6 +80,7 @@ def settings(pictures) -> CaptionerTraining:
         stages=(
             StageSettings("language", epochs=2, batch_size=8, learning_rate=3e-3, warmup_steps=1),
             StageSettings("caption", epochs=20, batch_size=6, learning_rate=1e-2, warmup_steps=5, captions=2),
+            StageSettings("caption", epochs=2, batch_size=6, learning_rate=1e-3, captions=2, trunk_rate=0.1),
             StageSettings("reward", epochs=1, batch_size=6, learning_rate=1e-4, warmup_steps=1, captions=3),
         ),
         saliency=SaliencyDefaults("center", "prune", "stratified", 0.5),
@@ -119,6 +121,14 @@ def test_the_saved_captioner_is_whole_and_small(trained):
     captioner = load_captioner(str(trained))
     assert captioner.default_saliency == "center"
     assert captioner.default_weighting == Weighting("prune", "stratified", 0.5)
+
+
+def test_only_the_trunks_tail_is_tuned(trained):
+    before = load_imagenet_trunk("lite0").half().state_dict()
+    after = load_captioner(str(trained)).model.encoder.trunk.state_dict()
+    changed = {name for name, value in before.items() if not torch.equal(after[name], value.float())}
+    assert "blocks.11.project.weight" in changed
+    assert all(name.startswith("head.") or int(name.split(".")[1]) >= 11 for name in changed)
 
 
 @pytest.mark.parametrize("stop_after", [2, 10, 47])
@@ -178,8 +188,6 @@ def test_a_cache_of_other_settings_is_refused(settings, pictures):
 
 
 def test_cached_features_are_the_trunks(trained, settings, pictures):
-    from salcap.efficientnet_lite import load_imagenet_trunk
-
     items = load_captioned_images(pictures, "train")
     maps = dict(iter_density_maps(pictures / "maps"))
     cache = FeatureCache(
@@ -190,7 +198,7 @@ def test_cached_features_are_the_trunks(trained, settings, pictures):
     with torch.inference_mode():
         features = load_imagenet_trunk("lite0").eval()(torch.tensor(pixels).permute(2, 0, 1)[None] / 255)
     torch.testing.assert_close(
-        torch.from_numpy(cache.local[3, 2]).float(), features[2][0].flatten(1).T, atol=0.02, rtol=0.01
+        torch.from_numpy(cache.features[3, 2]).float(), features[2][0].flatten(1).T, atol=0.02, rtol=0.01
     )
     assert np.isnan(cache.density(0, 0)).all()  # its map is missing
     assert cache.density(1, 2).sum() == pytest.approx(1.0, abs=1e-4)

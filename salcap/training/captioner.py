@@ -83,15 +83,8 @@ class CaptionerTrainer:
             raise ValueError("stage 'language' needs data.sentences")
         steps_per_epoch = math.ceil(items / stage.batch_size)
         total = steps_per_epoch * stage.epochs
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": [p for p in trained if p.dim() > 1], "weight_decay": self.settings.weight_decay},
-                {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
-            ],
-            lr=stage.learning_rate,
-            betas=(0.9, 0.98),
-        )
+        trained = self._choose_trained(stage)
+        optimizer = torch.optim.AdamW(trained, lr=stage.learning_rate, betas=(0.9, 0.98))
         optimizer = self.accelerator.prepare(optimizer)
         first = 0
         if resumed is not None and resumed["step"]:
@@ -111,10 +104,10 @@ class CaptionerTrainer:
             rng = np.random.default_rng((self.settings.seed, index, epoch, at, rank))
             torch.manual_seed(int(rng.integers(2**31)))
             for group in optimizer.param_groups:
-                group["lr"] = stage.learning_rate * _schedule(step, total, stage.warmup_steps)
+                group["lr"] = group["rate"] * stage.learning_rate * _schedule(step, total, stage.warmup_steps)
             loss, shown = step_of[stage.kind](stage, chosen, rng)
             self.accelerator.backward(loss)
-            self.accelerator.clip_grad_norm_(trained, self.settings.clip_norm)
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
             optimizer.step()
             optimizer.zero_grad()
             self.average.update()
@@ -132,6 +125,19 @@ class CaptionerTrainer:
             if ended or (step + 1) % self.settings.checkpoint_steps == 0:
                 self._checkpoint(index, step + 1, optimizer)
         self._checkpoint(index + 1, 0, None)
+
+    def _choose_trained(self, stage: StageSettings) -> list[dict[str, Any]]:
+        """Parameter groups of a stage: the trunk's tail at a rate of its own, no weight decay on vectors."""
+        tail = self.model.encoder.trunk.tail
+        tail.requires_grad_(stage.trunk_rate > 0)
+        in_tail = {id(p) for p in tail.parameters()}
+        groups: dict[tuple[float, float], list[Tensor]] = {}
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                rate = stage.trunk_rate if id(parameter) in in_tail else 1.0
+                decay = self.settings.weight_decay if parameter.dim() > 1 and rate == 1.0 else 0.0
+                groups.setdefault((rate, decay), []).append(parameter)
+        return [{"params": ps, "rate": rate, "weight_decay": decay} for (rate, decay), ps in groups.items()]
 
     def _language_loss(self, stage: StageSettings, chosen: np.ndarray, rng: Any) -> tuple[Tensor, dict[str, float]]:
         # short rows of eight sentences: packing them shares nothing here but saves padding

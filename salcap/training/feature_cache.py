@@ -71,7 +71,7 @@ def crop_density(density: np.ndarray, view: View, grid: int) -> np.ndarray:
 
 
 class FeatureCache:
-    """Memory-mapped trunk features, (images, views, ...): ``local`` stride 16, ``deep`` stride 32.
+    """Memory-mapped stride-16 features of the trunk: ``features`` (images, views, N, C) float16.
 
     Building resumes where it was stopped; a folder made with other settings is refused, not mixed.
 
@@ -130,10 +130,8 @@ class FeatureCache:
             raise ValueError(f"{self.folder} was made with {stored}, not {self._settings}; name another cache folder")
         trunk = load_imagenet_trunk(self.trunk).eval().to(device)
         trunk = trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        channels = trunk.feature_channels
-        shape = (len(self.items), self.num_views)
-        local = self._open("local", (*shape, self.grid**2, channels[2]), np.float16)
-        deep = self._open("deep", (*shape, (self.grid // 2) ** 2, channels[3]), np.float16)
+        shape = (len(self.items), self.num_views, self.grid**2, trunk.feature_channels[2])
+        features = self._open("local", shape, np.float16)
         done = self._open("done", (len(self.items),), np.uint8)
         todo = np.flatnonzero(done == 0)
         images_per_batch = max(1, batch_size // self.num_views)
@@ -149,13 +147,12 @@ class FeatureCache:
                     pixels.append(render_view(image, view, self.image_size))
             batch = torch.from_numpy(np.stack(pixels)).to(device).permute(0, 3, 1, 2).float() / 255
             with torch.inference_mode():
-                features = trunk(batch.contiguous(memory_format=torch.channels_last))
-            for array, maps in ((local, features[2]), (deep, features[3])):
-                tokens = maps.flatten(2).transpose(1, 2).to(torch.float16).cpu().numpy()
-                array[chosen] = tokens.reshape(len(chosen), self.num_views, *tokens.shape[1:])
+                maps = trunk.shallow(batch.contiguous(memory_format=torch.channels_last))[-1]
+            tokens = maps.flatten(2).transpose(1, 2).to(torch.float16).cpu().numpy()
+            features[chosen] = tokens.reshape(len(chosen), *shape[1:])
             done[chosen] = 1
             progress(len(self.items) - len(todo) + start + len(chosen), len(self.items))
-        self.local, self.deep = local, deep
+        self.features = features
 
     def _open(self, name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
         path = self.folder / f"{name}.npy"

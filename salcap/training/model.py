@@ -20,7 +20,7 @@ from salcap.training.settings import ModelSettings, SaliencyDefaults
 def build_captioner(
     settings: ModelSettings, tokenizer: PreTrainedTokenizerFast, saliency: SaliencyDefaults
 ) -> VisionEncoderDecoderModel:
-    """A fresh captioner: ImageNet trunk (frozen but for its semantic head), new encoder and decoder."""
+    """A fresh captioner: ImageNet trunk (frozen up to stride 16), new encoder and decoder."""
     encoder = SalcapEncoder(
         SalcapEncoderConfig(
             trunk=settings.trunk,
@@ -35,7 +35,8 @@ def build_captioner(
     )
     encoder.trunk.load_state_dict(load_imagenet_trunk(settings.trunk).state_dict())
     encoder.trunk.requires_grad_(False)
-    encoder.trunk.head.requires_grad_(True)
+    for part in (encoder.trunk.tail, encoder.trunk.head):
+        part.requires_grad_(True)
     decoder = GPT2LMHeadModel(
         GPT2Config(
             vocab_size=len(tokenizer),

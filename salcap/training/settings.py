@@ -50,6 +50,8 @@ class StageSettings:
 
     Attributes:
         batch_size: sentences in "language", images elsewhere; over all processes.
+        trunk_rate: learning rate of the trunk's blocks behind stride 16 as a share of ``learning_rate``; 0 freezes
+            them. Those before are always frozen.
         captions: captions of each image that a step sees in "caption", or that are sampled in "reward".
     """
 
@@ -60,6 +62,7 @@ class StageSettings:
     warmup_steps: int = 100
     label_smoothing: float = 0.0
     captions: int = 5
+    trunk_rate: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kind not in ("language", "caption", "reward"):

@@ -93,7 +93,7 @@ class SalcapEncoder(PreTrainedModel):
         scope: str = "frame",
         strength: float = 0.5,
         seed: int | Tensor = 0,
-        trunk_features: tuple[Tensor, Tensor] | None = None,
+        trunk_features: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
@@ -107,7 +107,7 @@ class SalcapEncoder(PreTrainedModel):
             mode, policy, keep_ratio, scope, strength: see `salcap.config.Weighting`.
             seed: of the random policies; a (B,) int64 tensor gives each clip its own.
             output_attentions, output_hidden_states, return_dict: not supported; VisionEncoderDecoderModel passes them.
-            trunk_features: (local (B, F, N, C16), deep (B, F, N / 4, C32)) of the frozen trunk instead of pixels.
+            trunk_features: (B, F, N, C), the trunk's stride-16 features, instead of pixels.
 
         Returns:
             BaseModelOutput with ``last_hidden_state`` (B, tokens, D), frames one after another.
@@ -117,8 +117,7 @@ class SalcapEncoder(PreTrainedModel):
             raise ValueError("the encoder returns its last hidden state only")
         if "bias" in weighting.modes:
             raise ValueError(f"mode {mode!r}: the encoder scales and prunes; a bias acts in the decoder's attention")
-        local, deep = self._read_trunk(pixel_values) if trunk_features is None else trunk_features
-        patches = self._embed(local, deep)
+        patches = self._embed(self._read_trunk(pixel_values) if trunk_features is None else trunk_features)
         batch, frames, _, width = patches.shape
         if weighting.mode == "none":
             if log_density is not None:
@@ -142,7 +141,7 @@ class SalcapEncoder(PreTrainedModel):
                 tokens = tokens + embedded.gather(1, frame_of_token[..., None].expand(-1, -1, width))
         return BaseModelOutput(last_hidden_state=self.norm(tokens))
 
-    def _read_trunk(self, pixel_values: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _read_trunk(self, pixel_values: Tensor | None) -> Tensor:
         if pixel_values is None:
             raise ValueError("pixel_values or trunk_features must be given")
         if pixel_values.dim() == 4:
@@ -152,15 +151,12 @@ class SalcapEncoder(PreTrainedModel):
             raise ValueError(f"pixel_values must be (B, F, 3, {size}, {size}), got {tuple(pixel_values.shape)}")
         batch, frames = pixel_values.shape[:2]
         pixels = pixel_values.flatten(0, 1).to(self.dtype).contiguous(memory_format=torch.channels_last)
-        maps = self.trunk(pixels)
-        local, deep = (m.flatten(2).transpose(1, 2).unflatten(0, (batch, frames)) for m in (maps[2], maps[3]))
-        return local, deep
+        return self.trunk.shallow(pixels)[-1].flatten(2).transpose(1, 2).unflatten(0, (batch, frames))
 
-    def _embed(self, local: Tensor, deep: Tensor) -> Tensor:
+    def _embed(self, local: Tensor) -> Tensor:
         """Patches (B, F, N, D): the local features, plus the semantic ones of the coarser map up-sampled to them."""
         batch, frames = local.shape[:2]
-        side = self.grid // 2
-        coarse = deep.flatten(0, 1).transpose(1, 2).unflatten(2, (side, side))
+        coarse = self.trunk.deepen(local.flatten(0, 1).transpose(1, 2).unflatten(2, (self.grid, self.grid)))
         semantic = self.deep_projection(self.trunk.semantic(coarse).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         semantic = F.interpolate(semantic, scale_factor=2, mode="bilinear", align_corners=False)
         semantic = semantic.flatten(2).transpose(1, 2).unflatten(0, (batch, frames))
