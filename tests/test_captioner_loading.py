@@ -213,3 +213,15 @@ def test_a_torchvision_that_does_not_fit_is_named(tmp_path):
     )
     assert "transformers cannot import the torchvision that is installed" in done.stderr
     assert done.stderr.rstrip().endswith("operator torchvision::nms does not exist")
+
+
+def test_loading_draws_no_progress_bar_and_leaves_the_users_setting(tmp_path, capfd):
+    from transformers.utils import logging as hf_logging
+
+    tiny = tiny_models.FAMILIES["git"]()
+    tiny.model.save_pretrained(tmp_path)
+    tiny.processor.save_pretrained(tmp_path)
+    capfd.readouterr()
+    load_captioner(str(tmp_path))
+    assert "Loading weights" not in capfd.readouterr().err
+    assert hf_logging.is_progress_bar_enabled()

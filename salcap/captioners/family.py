@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 import transformers
 from torch import Tensor
+from transformers.utils import logging as hf_logging
 
 from salcap.captioners.base import GeneratedText
 from salcap.captioners.preprocessing import FramePreprocessor
@@ -94,9 +96,10 @@ class CaptionerFamily(ABC):
         """
         source: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
         config = transformers.AutoConfig.from_pretrained(path, **source)
-        model, loading = getattr(transformers, cls.transformers_class).from_pretrained(
-            path, config=config, revision=source["revision"], dtype=dtype, output_loading_info=True
-        )
+        with _no_progress_bar():
+            model, loading = getattr(transformers, cls.transformers_class).from_pretrained(
+                path, config=config, revision=source["revision"], dtype=dtype, output_loading_info=True
+            )
         missing = sorted(k for k in loading["missing_keys"] if not k.startswith(cls.unused_weights or ("\0",)))
         if missing:
             raise ValueError(
@@ -231,6 +234,18 @@ def mean_log_probs(output: Any, eos_token_ids: Sequence[int]) -> list[float | No
         chosen = step_scores.gather(1, tokens[:, step, None])[:, 0]
         total += chosen.where(rows[:, step] >= 0, 0.0)
     return (total / (rows >= 0).sum(1)).tolist()
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """transformers draws one for loading weights, also where nobody looks; the user's own setting comes back."""
+    enabled = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            hf_logging.enable_progress_bar()
 
 
 def _split_processor(processor: Any) -> tuple[Any, Any]:
