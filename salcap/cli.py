@@ -124,6 +124,8 @@ def evaluate(
     policies = policy.split(",") if policy else [None]
     if output is not None and not output.parent.is_dir():
         _fail(f"output folder {output.parent} does not exist")
+    if output is not None and output.exists():
+        _fail(f"output {output} exists; name another")
     with _wrong_use():
         ratios = [float(ratio) for ratio in keep_ratio.split(",")] if keep_ratio else [None]
         items = load_dataset(dataset, root)[:limit]

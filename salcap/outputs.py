@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from salcap.caption import Caption
 
@@ -35,15 +36,15 @@ def check_output(path: str | Path, num_videos: int, overwrite: bool = False) -> 
 class CaptionFile:
     """A caption file that is written as captions come, so that what was done before a crash is there after it.
 
+    An existing file is replaced by the first caption only: settings that turn out wrong before it destroy nothing.
+
     Args:
         path: its suffix says the format; None writes nothing.
     """
 
     def __init__(self, path: Path | None) -> None:
-        self._number, self._suffix = 0, "" if path is None else path.suffix
-        self._file = None if path is None else path.open("w", encoding="utf-8")
-        if self._file is not None and path is not None and path.suffix == ".vtt":
-            self._file.write("WEBVTT\n\n")
+        self._path, self._number = path, 0
+        self._file: TextIO | None = None
 
     @classmethod
     @contextmanager
@@ -57,13 +58,16 @@ class CaptionFile:
 
     def write(self, caption: Caption) -> None:
         """Add one caption; subtitles leave out what failed."""
-        if self._file is None:
+        if self._path is None:
             return
-        if self._suffix == ".jsonl":
+        if self._file is None:
+            self._file = self._path.open("w", encoding="utf-8")
+            self._file.write("WEBVTT\n\n" if self._path.suffix == ".vtt" else "")
+        if self._path.suffix == ".jsonl":
             self._file.write(json.dumps(caption.to_dict(), ensure_ascii=False) + "\n")
         elif caption.text is not None:
             self._number += 1
-            self._file.write(_CUES[self._suffix](caption, self._number))
+            self._file.write(_CUES[self._path.suffix](caption, self._number))
         self._file.flush()
 
     def close(self) -> None:

@@ -61,6 +61,16 @@ def test_caption_of_a_folder_goes_on_after_a_failure(folder, tmp_path):
     assert "2 of 3 videos failed" in result.stderr
 
 
+@pytest.mark.parametrize("arguments", [("--mode", "prun"), ("--start", "3", "--end", "1")])
+def test_wrong_use_destroys_no_output(folder, tmp_path, arguments):
+    out = tmp_path / "out.jsonl"
+    assert run("caption", SAMPLE, "--model", folder, "--output", out, *arguments).exit_code == 2
+    assert not out.exists()
+    out.write_text("kept")
+    assert run("caption", SAMPLE, "--model", folder, "--output", out, "--overwrite", *arguments).exit_code == 2
+    assert out.read_text() == "kept"
+
+
 def test_on_a_terminal_captions_still_go_to_standard_output(folder):
     """The progress bar, drawn where standard error is a terminal, must not carry them off."""
     import pty
