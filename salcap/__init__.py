@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from salcap.frames import Frames
     from salcap.pipeline import SaliencyCaptioner
     from salcap.saliency import SaliencyModel, create_saliency, list_saliency, register_saliency
+    from salcap.saliency.metrics import score_saliency
     from salcap.video import VideoDecodeError, read_frames
 
 __version__ = "0.1.0"
@@ -33,6 +34,7 @@ __all__ = [
     "read_frames",
     "register_saliency",
     "score_captions",
+    "score_saliency",
 ]
 
 _HOMES = {
@@ -47,6 +49,7 @@ _HOMES = {
     "read_frames": "salcap.video",
     "register_saliency": "salcap.saliency",
     "score_captions": "salcap.evaluation.captions",
+    "score_saliency": "salcap.saliency.metrics",
 }
 
 register_when_imported()

@@ -82,7 +82,13 @@ def load_config(path: str | Path, kind: type[T]) -> T:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
-    return _build(kind, values if values is not None else {}, str(path))
+    return build_dataclass(kind, values if values is not None else {}, str(path))
+
+
+def build_dataclass(kind: type[T], values: Any, where: str) -> T:
+    """Make keys and values a frozen dataclass, checked as `load_config` does; ``where`` names their place in errors."""
+    built: T = _build(kind, values, where)
+    return built
 
 
 def _build(kind: Any, value: Any, where: str) -> Any:

@@ -17,7 +17,7 @@ from salcap.caption import Caption
 from salcap.captioners.base import Captioner, GeneratedText
 from salcap.config import Weighting
 from salcap.frames import Frames
-from salcap.saliency import SaliencyModel, create_saliency
+from salcap.saliency import SaliencyModel, check_registered_name, create_saliency
 from salcap.sampling import take_frames
 from salcap.video import read_frames
 
@@ -91,7 +91,7 @@ class SaliencyCaptioner:
         if saliency is not None and mode is None and weighting.mode == "none":
             allowed = sorted(captioner.modes - {"none"})
             raise ValueError(f"{captioner.name} looks at no saliency by default: give a mode of {allowed} too")
-        backbone = captioner.default_saliency if saliency is None else saliency
+        backbone = check_registered_name(captioner.default_saliency) if saliency is None else saliency
         if isinstance(backbone, str):
             backbone = create_saliency(backbone)
         return cls(captioner, backbone if device is None else backbone.to(device), weighting)

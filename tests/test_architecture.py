@@ -13,7 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A room may import rooms of the rows above its own, and those of its own row that are named in SIDEWAYS.
 ROWS = (
-    ("caption", "config", "efficientnet_lite", "frames", "seeding", "timeline", "video_info"),
+    ("caption", "config", "efficientnet_lite", "frames", "optimisation", "seeding", "timeline", "video_info"),
     ("captioners", "datasets", "outputs", "saliency", "sampling", "video", "weighting"),
     ("pipeline",),
     ("corpus", "demo", "distill", "doctor", "evaluation", "training"),
@@ -36,7 +36,7 @@ OWNERS = {
     "av": ("video.py",),
     "pycocoevalcap": ("evaluation/captions.py",),
     "transformers": ("captioners/", "training/"),
-    "typer": ("cli.py",),
+    "typer": ("cli/",),
 }
 OPTIONAL = {
     "ai_edge_litert",

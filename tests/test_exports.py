@@ -18,6 +18,7 @@ PROMISED = {
     "read_frames",
     "register_saliency",
     "score_captions",
+    "score_saliency",
 }
 HEAVY = ("accelerate", "av", "gradio", "matplotlib", "onnxruntime", "openvino", "pycocoevalcap", "ray")
 

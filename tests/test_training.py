@@ -19,11 +19,11 @@ from salcap.config import POLICIES, Weighting, load_config
 from salcap.datasets.captioned_images import iter_density_maps, load_captioned_images
 from salcap.efficientnet_lite import load_imagenet_trunk
 from salcap.frames import Frames
+from salcap.optimisation import WeightAverage
 from salcap.training import captioner as training
 from salcap.training.cider_reward import CiderReward
 from salcap.training.feature_cache import FeatureCache, View, crop_density, draw_view, render_view
 from salcap.training.mixture import draw_log_density, draw_weighting
-from salcap.training.model import WeightAverage
 from salcap.training.settings import CaptionerTraining, DataSettings, ModelSettings, SaliencyDefaults, StageSettings
 from salcap.training.text import clean_caption, pack_captions, read_sentences, train_tokenizer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,12 +62,43 @@ def _read_index(root: str | Path) -> list[dict[str, Any]]:
 
 
 def iter_density_maps(folder: str | Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield ``(image name, density (H, W) float32 that sums to 1)`` from a folder of quantised teacher maps.
+    """Yield ``(image name, density (H, W) float32 that sums to 1)`` from a folder of quantised teacher maps."""
+    for shard in iter_map_shards(folder):
+        for name, stored in zip(shard["names"], shard["maps"], strict=True):
+            yield str(name), decode_density(stored)
 
-    Each .npz holds ``names`` (N,) and ``maps`` (N, H, W) uint8, stored as ``255 * sqrt(p / max p)``.
+
+def iter_map_shards(folder: str | Path) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the .npz files of a folder of teacher maps as they are stored, by name of file.
+
+    Each holds ``names`` (N,) and ``maps`` (N, H, W) uint8 (see `decode_density`); those of videos ``pts_seconds`` (N,).
+
+    Raises:
+        ValueError: a file that is no such archive.
     """
     for path in sorted(Path(folder).glob("*.npz")):
-        with np.load(path) as archive:
-            for name, stored in zip(archive["names"], archive["maps"], strict=True):
-                density = (stored.astype(np.float32) / 255) ** 2
-                yield str(name), density / density.sum()
+        try:
+            with np.load(path) as archive:
+                shard = dict(archive)
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} cannot be read as a file of maps: {error}") from error
+        if not {"names", "maps"} <= shard.keys() or shard["maps"].ndim != 3 or shard["maps"].dtype != np.uint8:
+            raise ValueError(f"{path} must hold names (N,) and maps (N, H, W) uint8, it holds {sorted(shard)}")
+        yield shard
+
+
+def encode_density(density: np.ndarray) -> np.ndarray:
+    """Densities (..., H, W), any scale, as uint8 ``round(255 * sqrt(p / max p))``: finer where little is.
+
+    Below 4e-6 of a map's peak all is zero: a quarter of attention_center's values, 4e-5 of their mass. On 140 OSIE
+    images the maps of attention_center, fastgaze and glimpse moved by 0.002 to 0.0035 (total variation, mean) and
+    their NSS by less than 0.0003 (0.006 on any one image).
+    """
+    peak = density.max((-2, -1), keepdims=True)
+    return np.rint(255 * np.sqrt(density / peak)).astype(np.uint8)
+
+
+def decode_density(stored: np.ndarray) -> np.ndarray:
+    """Undo `encode_density`: (..., H, W) uint8 to float32 that sums to 1 over each map."""
+    density = (stored.astype(np.float32) / 255) ** 2
+    return density / density.sum((-2, -1), keepdims=True)

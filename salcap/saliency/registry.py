@@ -1,11 +1,16 @@
-"""Saliency backbones by name: built in, registered at run time, or from other packages' entry points."""
+"""Saliency backbones by name: built in, registered at run time, from other packages' entry points, or a user's file."""
 
 from __future__ import annotations
 
 import difflib
+import hashlib
+import importlib
+import importlib.util
 import logging
+import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, TypeVar, overload
 
 from salcap.saliency.baselines import Center, Random, Uniform
@@ -18,11 +23,28 @@ Factory = Callable[..., SaliencyModel]
 F = TypeVar("F", bound=Factory)
 
 _logger = logging.getLogger(__name__)
+
+
+def _later(module: str, attribute: str) -> Factory:
+    """A factory whose module is imported when it is first called."""
+
+    def create(**options: Any) -> SaliencyModel:
+        return getattr(importlib.import_module(f"salcap.saliency.{module}"), attribute)(**options)
+
+    return create
+
+
 _factories: dict[str, Factory] = {
+    "attention_center": _later("teachers.attention_center", "AttentionCenter"),
     "center": Center,
+    "effnet_teacher": _later("trainable", "effnet_teacher"),
+    "fastgaze": _later("teachers.fastgaze", "FastGaze"),
+    "glimpse": _later("teachers.glimpse", "Glimpse"),
     "random": Random,
     "spectral_residual": SpectralResidual,
     "uniform": Uniform,
+    "uva_net": _later("trainable", "uva_net"),
+    "uva_net_32": _later("trainable", "uva_net_32"),
 }
 _broken: dict[str, Exception] = {}
 _tried: set[tuple[str, str]] = set()
@@ -32,12 +54,20 @@ def create_saliency(name: str, **options: Any) -> SaliencyModel:
     """Make a saliency backbone, ready to predict.
 
     Args:
+        name: registered (see `list_saliency`), or ``"path/to/file.py:factory"``, a function or class in a Python file.
+            The latter runs that file's code as if it were your own program: name only files you trust. Names that
+            come with a downloaded model pass `check_registered_name` first.
         options: keyword arguments of the backbone's factory.
 
     Raises:
-        ValueError: an unknown name (the closest one is given), or a plug-in that could not be loaded (with its reason).
+        ValueError: an unknown name (the closest one is given), or a plug-in or file that could not be loaded (with its
+            reason).
         TypeError: an option that the backbone does not take, or a factory that makes something else.
+        ImportError: a backbone whose optional package is not installed; it names the extra.
+        FileNotFoundError: a backbone whose weights are not on this machine and cannot be downloaded.
     """
+    if _is_file(name):
+        return _create(name, _load_factory(name), options)
     if name not in _factories:
         _load_plugins()
     if name not in _factories:
@@ -47,7 +77,26 @@ def create_saliency(name: str, **options: Any) -> SaliencyModel:
         close = difflib.get_close_matches(str(name), _factories, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"unknown saliency backbone {name!r}, allowed: {', '.join(sorted(_factories))}{hint}")
-    model = _factories[name](**options)
+    return _create(name, _factories[name], options)
+
+
+def check_registered_name(name: str) -> str:
+    """Give back the name of a backbone unless it is one of code in a file, which no downloaded model may name.
+
+    Raises:
+        ValueError: ``name`` has the form ``"path/to/file.py:factory"``.
+    """
+    if _is_file(name):
+        raise ValueError(f"saliency backbone {name!r} is code in a file: only you can name it, not a model's config")
+    return name
+
+
+def _is_file(name: str) -> bool:
+    return ".py:" in str(name)
+
+
+def _create(name: str, factory: Factory, options: dict[str, Any]) -> SaliencyModel:
+    model = factory(**options)
     if not isinstance(model, SaliencyModel):
         raise TypeError(
             f"the factory of saliency backbone {name!r} must make a SaliencyModel, got {type(model).__name__}"
@@ -105,6 +154,33 @@ def _load_plugins() -> None:
             _logger.warning(
                 "saliency backbone %r (%s) is unavailable: %s", entry_point.name, entry_point.value, _describe(error)
             )
+
+
+def _load_factory(name: str) -> Factory:
+    """Run the file of ``"path/to/file.py:factory"`` and take the factory out of it."""
+    path_text, _, attribute = name.rpartition(":")
+    path = Path(path_text).expanduser().resolve()
+    if not path.is_file():
+        raise ValueError(f"saliency backbone {name!r}: there is no file {path}")
+    # A name of its own for each file: two users' model.py do not meet, and classes in it can be pickled.
+    module_name = f"salcap_file_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"saliency backbone {name!r}: {path} cannot be imported; its name must end with .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[module_name]
+        raise ValueError(f"saliency backbone {name!r} is unavailable: {_describe(error)}") from error
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        close = difflib.get_close_matches(attribute, names, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"saliency backbone {name!r}: {path} has no function or class {attribute!r}{hint}")
+    return factory
 
 
 def _describe(error: Exception) -> str:

@@ -6,8 +6,6 @@ import copy
 import json
 import logging
 import math
-import os
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cached_property
@@ -24,9 +22,10 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from salcap.config import Weighting
+from salcap.optimisation import Means, WeightAverage, cosine_schedule, write_checkpoint
 from salcap.training.cider_reward import CiderReward
 from salcap.training.data import TrainingData
-from salcap.training.model import CaptionTask, WeightAverage, build_captioner
+from salcap.training.model import CaptionTask, build_captioner
 from salcap.training.settings import CaptionerTraining, StageSettings
 
 log = logging.getLogger(__name__)
@@ -93,7 +92,7 @@ class CaptionerTrainer:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         step_of = {"language": self._language_loss, "caption": self._caption_loss, "reward": self._reward_loss}
         self.progress(f"stage {stage.kind}: {items} items, steps {first} to {total}")
-        window, whole = _Means(), _Means()  # since the last line of progress, and over the epoch
+        window, whole = Means(), Means()  # since the last line of progress, and over the epoch
         for step in range(first, total):
             epoch, at = divmod(step, steps_per_epoch)
             order = np.random.default_rng((self.settings.seed, index, epoch)).permutation(items)
@@ -104,7 +103,7 @@ class CaptionerTrainer:
             rng = np.random.default_rng((self.settings.seed, index, epoch, at, rank))
             torch.manual_seed(int(rng.integers(2**31)))
             for group in optimizer.param_groups:
-                group["lr"] = group["rate"] * stage.learning_rate * _schedule(step, total, stage.warmup_steps)
+                group["lr"] = group["rate"] * stage.learning_rate * cosine_schedule(step, total, stage.warmup_steps)
             loss, shown = step_of[stage.kind](stage, chosen, rng)
             self.accelerator.backward(loss)
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
@@ -118,10 +117,10 @@ class CaptionerTrainer:
                 left = (total - step - 1) / window.rate() / 60
                 rate = f"{window.rate():.2f} steps/s, {left:.0f} min left"
                 self.progress(f"{stage.kind} {step + 1}/{total} {window.means()} {rate}")
-                window = _Means()
+                window = Means()
             if ended:
                 self._log(stage=stage.kind, epoch=epoch + 1, **whole.means(), **self._validate(stage))
-                whole = _Means()
+                whole = Means()
             if ended or (step + 1) % self.settings.checkpoint_steps == 0:
                 self._checkpoint(index, step + 1, optimizer)
         self._checkpoint(index + 1, 0, None)
@@ -224,9 +223,7 @@ class CaptionerTrainer:
             "ema": self.average.values,
             "optimizer": None if optimizer is None else optimizer.state_dict(),
         }
-        partial = self.output / "checkpoint.partial"
-        torch.save(state, partial)
-        os.replace(partial, self.output / "checkpoint.pt")
+        write_checkpoint(self.output / "checkpoint.pt", state)
 
     def _restore(self) -> dict[str, Any]:
         path = self.output / "checkpoint.pt"
@@ -254,33 +251,5 @@ class CaptionerTrainer:
             self.progress(json.dumps(record))
 
 
-class _Means:
-    """Means of what steps report, and their rate."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._steps, self._started = 0, time.monotonic()
-
-    def add(self, values: dict[str, float]) -> None:
-        self._steps += 1
-        for key, value in values.items():
-            self._sums[key] = self._sums.get(key, 0.0) + value
-
-    def means(self) -> dict[str, float]:
-        return {key: round(value / self._steps, 4) for key, value in self._sums.items()}
-
-    def rate(self) -> float:
-        """Steps a second."""
-        return self._steps / (time.monotonic() - self._started)
-
-
 def _cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), label_smoothing=label_smoothing)
-
-
-def _schedule(step: int, total: int, warmup: int) -> float:
-    """Linear warm-up, then a cosine down to a twentieth."""
-    if step < warmup:
-        return (step + 1) / warmup
-    done = (step - warmup) / max(1, total - warmup)
-    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done))

@@ -1,13 +1,10 @@
-"""What training trains: the fresh captioner, its forward pass over packed captions, and its averaged weights."""
+"""What training trains: the fresh captioner, and its forward pass over packed captions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, VisionEncoderDecoderModel
 
@@ -79,42 +76,3 @@ class CaptionTask(nn.Module):
         tokens = None if visual is None else self.model.encoder(**visual).last_hidden_state
         inputs = {key: text[key] for key in ("input_ids", "attention_mask", "position_ids")}
         return self.model.decoder(**inputs, encoder_hidden_states=tokens, use_cache=False).logits
-
-
-class WeightAverage:
-    """Exponential average of a model's trained weights, which scores better than the last ones.
-
-    Attributes:
-        values: parameter name -> average; starts as the weights are.
-    """
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.values = {name: p.detach().clone() for name, p in self._parameters.items()}
-
-    def current(self) -> dict[str, Tensor]:
-        """The weights themselves, not their average."""
-        return {name: p.detach() for name, p in self._parameters.items()}
-
-    def update(self) -> None:
-        weights = [self._parameters[name].detach() for name in self.values]
-        torch._foreach_lerp_(list(self.values.values()), weights, 1 - self.decay)
-
-    def put(self, values: Mapping[str, Tensor]) -> None:
-        """Set the model's weights."""
-        if values.keys() != self._parameters.keys():
-            raise ValueError(f"weights of another model: {sorted(values.keys() ^ self._parameters.keys())[:3]}")
-        with torch.no_grad():
-            for name, value in values.items():
-                self._parameters[name].copy_(value)
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """The model has its averaged weights inside, its own again after."""
-        own = {name: value.clone() for name, value in self.current().items()}
-        self.put(self.values)
-        try:
-            yield
-        finally:
-            self.put(own)

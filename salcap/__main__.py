@@ -1,0 +1,5 @@
+"""``python -m salcap``."""
+
+from salcap.cli import main
+
+main()

@@ -1,0 +1,5 @@
+"""``python -m salcap.cli``, for launchers such as accelerate."""
+
+from salcap.cli import main
+
+main()

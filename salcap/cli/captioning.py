@@ -1,0 +1,35 @@
+"""The options that name a captioner and its saliency, and the captioner that they name."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+Model = Annotated[str, typer.Option(help="salcap-mini, a hub id or a local folder.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
+Saliency = Annotated[str | None, typer.Option(help="Backbone (see salcap list); default: the captioner's own.")]
+Mode = Annotated[str | None, typer.Option(help="none, scale, bias, prune, or several joined by +.")]
+NumBeams = Annotated[int | None, typer.Option(min=1, help="Beams; default: the captioner's own.")]
+
+
+def load_captioner(
+    model: str,
+    revision: str | None,
+    saliency: str | None,
+    mode: str | None,
+    policy: str | None,
+    keep_ratio: float | None,
+    device: str | None,
+) -> Any:
+    from salcap.pipeline import SaliencyCaptioner
+
+    return SaliencyCaptioner.from_pretrained(
+        model,
+        revision=revision,
+        saliency=saliency,
+        mode=mode,
+        policy=policy,
+        keep_ratio=keep_ratio,
+        device=device,
+    )

@@ -1,0 +1,1 @@
+"""Distilling large saliency teachers into small students: losses, teacher map cache, training."""

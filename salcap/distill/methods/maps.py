@@ -1,0 +1,90 @@
+"""Methods that teach with maps: people's, teachers', or both."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from salcap.distill.data import Batch
+from salcap.distill.losses.coupled import CoupledLoss, fused_loss
+from salcap.distill.losses.densities import ground_truth_at_grid, kl_divergence
+from salcap.distill.methods.base import Context, Method, teacher_map
+from salcap.saliency.density import normalise_log_density
+from salcap.saliency.streams import Streams
+
+
+class GroundTruth(Method):
+    """No distillation: KL(people's density || prediction) where people's fixations are known."""
+
+    def forward(self, streams: Streams, batch: Batch, epoch: int) -> Tensor:
+        known = batch.labelled
+        if not bool(known.any()):
+            return streams.fused.sum() * 0.0
+        prediction = normalise_log_density(streams.fused[known])
+        truth = ground_truth_at_grid(batch.density[known], prediction)
+        return kl_divergence(truth.flatten(1), prediction.flatten(1)).mean()
+
+
+class Coupled(Method):
+    """Step 1 of UVA-Net: each stream learns from its teacher and the ground truth; see `CoupledLoss`.
+
+    Args:
+        spatial, temporal: names of teachers with maps. "motion" as the temporal teacher is what is known to move in
+            clips made from stills; without a temporal teacher, or on stills, the spatial stream learns alone.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        spatial: str,
+        temporal: str | None = None,
+        mu: float = 0.5,
+        distance: str = "l2",
+        weight: float = 1.0,
+    ) -> None:
+        super().__init__(context, weight)
+        self.spatial, self.temporal = spatial, temporal
+        self.loss = CoupledLoss(mu, distance)
+
+    def forward(self, streams: Streams, batch: Batch, epoch: int) -> Tensor:
+        loss = self.loss(streams.spatial, teacher_map(batch, self.spatial), batch.density, batch.labelled)
+        if streams.temporal is None or self.temporal is None:
+            return loss
+        target = teacher_map(batch, self.temporal)
+        return loss + self.loss(streams.temporal, target, batch.density, batch.labelled)
+
+
+class Fused(Method):
+    """Step 2 of UVA-Net: the fused map learns from the ground truth, else from teachers; see `fused_loss`.
+
+    Args:
+        teachers: names of teachers with maps.
+    """
+
+    def __init__(self, context: Context, teachers: list[str], distance: str = "l2", weight: float = 1.0) -> None:
+        super().__init__(context, weight)
+        self.teachers, self.distance = teachers, distance
+
+    def forward(self, streams: Streams, batch: Batch, epoch: int) -> Tensor:
+        maps = [teacher_map(batch, name) for name in self.teachers]
+        return fused_loss(streams.fused, batch.density, maps, batch.labelled, self.distance)
+
+
+class Soft(Method):
+    """Plain distillation of maps: KL(mixture of the teachers || prediction), labelled or not.
+
+    Args:
+        teachers: name -> share of the mixture.
+    """
+
+    def __init__(self, context: Context, teachers: dict[str, float], weight: float = 1.0) -> None:
+        super().__init__(context, weight)
+        if not teachers or min(teachers.values()) <= 0:
+            raise ValueError(f"teachers must name shares above 0, got {teachers}")
+        total = sum(teachers.values())
+        self.teachers = {name: share / total for name, share in teachers.items()}
+
+    def forward(self, streams: Streams, batch: Batch, epoch: int) -> Tensor:
+        prediction = normalise_log_density(streams.fused)
+        mixture = sum(share * teacher_map(batch, name).exp() for name, share in self.teachers.items())
+        assert isinstance(mixture, Tensor)
+        return kl_divergence(ground_truth_at_grid(mixture, prediction).flatten(1), prediction.flatten(1)).mean()

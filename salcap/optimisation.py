@@ -1,0 +1,95 @@
+"""What both trainings share: the learning-rate schedule, averaged weights, running means, safe checkpoints."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def cosine_schedule(step: int, total: int, warmup: int, last: float = 0.05) -> float:
+    """Share of the learning rate at a step: linear warm-up, then a cosine down to ``last``."""
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, total - warmup)
+    return last + (1 - last) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Save a checkpoint that is there whole or not at all."""
+    partial = path.with_suffix(".partial")
+    torch.save(dict(state), partial)
+    os.replace(partial, path)
+
+
+class WeightAverage:
+    """Exponential average of what a model learns (trained weights, BatchNorm statistics), better than the last state.
+
+    Attributes:
+        values: name -> average; starts as the weights are.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self._learnt: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        kept = model.state_dict().keys()
+        self._learnt |= {name: b for name, b in model.named_buffers() if name in kept}
+        self.values = {name: p.detach().clone() for name, p in self._learnt.items()}
+
+    def current(self) -> dict[str, Tensor]:
+        """The weights themselves, not their average."""
+        return {name: p.detach() for name, p in self._learnt.items()}
+
+    def update(self) -> None:
+        averaged = [name for name, value in self.values.items() if value.is_floating_point()]
+        weights = [self._learnt[name].detach() for name in averaged]
+        torch._foreach_lerp_([self.values[name] for name in averaged], weights, 1 - self.decay)
+        for name in self.values.keys() - set(averaged):  # counts
+            self.values[name].copy_(self._learnt[name])
+
+    def put(self, values: Mapping[str, Tensor]) -> None:
+        """Set the model's weights."""
+        if values.keys() != self._learnt.keys():
+            raise ValueError(f"weights of another model: {sorted(values.keys() ^ self._learnt.keys())[:3]}")
+        with torch.no_grad():
+            for name, value in values.items():
+                self._learnt[name].copy_(value)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The model has its averaged weights inside, its own again after."""
+        own = {name: value.clone() for name, value in self.current().items()}
+        self.put(self.values)
+        try:
+            yield
+        finally:
+            self.put(own)
+
+
+class Means:
+    """Means of what steps report, and their rate."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
+        self._steps, self._started = 0, time.monotonic()
+
+    def add(self, values: Mapping[str, float]) -> None:
+        self._steps += 1
+        for key, value in values.items():
+            self._sums[key] = self._sums.get(key, 0.0) + value
+            self._counts[key] = self._counts.get(key, 0) + 1
+
+    def means(self) -> dict[str, float]:
+        return {key: round(value / self._counts[key], 4) for key, value in self._sums.items()}
+
+    def rate(self) -> float:
+        """Steps a second."""
+        return self._steps / (time.monotonic() - self._started)

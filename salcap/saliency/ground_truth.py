@@ -1,0 +1,59 @@
+"""What people did, as maps that can be held against a prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def count_fixations(fixations: Sequence[Any], size: tuple[int, int]) -> Tensor:
+    """Lay fixations on a grid: how many fall on each pixel.
+
+    Args:
+        fixations: for each frame an array, tensor or list of (x, y) in pixels of the grid, origin at the top left
+            corner of the top left pixel: the fractions are cut off. A frame may have none.
+        size: (height, width) of the grid.
+
+    Returns:
+        (T, height, width) int64.
+
+    Raises:
+        ValueError: points that are not (n, 2), not finite, or outside the grid.
+    """
+    height, width = size
+    maps = torch.zeros(len(fixations), height, width, dtype=torch.int64)
+    for number, points in enumerate(fixations):
+        places = np.asarray(points, dtype=np.float64)
+        places = places.reshape(0, 2) if places.size == 0 else places
+        if places.ndim != 2 or places.shape[1] != 2:
+            raise ValueError(f"fixations must be (x, y) pairs for each frame, got {places.shape} for frame {number}")
+        outside = ~((places >= 0) & (places < (width, height))).all(1)  # NaN is outside, too
+        if outside.any():
+            raise ValueError(
+                f"{outside.sum()} of {len(places)} fixations of frame {number} lie outside its {width}x{height} map,"
+                f" such as {tuple(places[outside][0].tolist())}"
+            )
+        x, y = places.astype(np.int64).T
+        maps[number] = torch.from_numpy(np.bincount(y * width + x, minlength=height * width)).view(height, width)
+    return maps
+
+
+def check_ground_truth(name: str, truth: Tensor, log_density: Tensor, *, one_for_all: bool = False) -> Tensor:
+    """A ground-truth map as float64 on the prediction's device.
+
+    Args:
+        one_for_all: a map (H, W) stands for all frames.
+
+    Raises:
+        ValueError: another shape than the prediction's, or values that are negative or not finite.
+    """
+    shape = log_density.shape
+    if truth.shape != shape and not (one_for_all and truth.shape == shape[-2:]):
+        raise ValueError(f"{name} must have the prediction's shape {tuple(shape)}, got {tuple(truth.shape)}")
+    if not bool((truth >= 0).all()) or not bool(torch.isfinite(truth).all()):
+        raise ValueError(f"{name} must hold finite values of at least 0, got {truth.min():g} to {truth.max():g}")
+    return truth.to(log_density.device, torch.float64).expand(shape)

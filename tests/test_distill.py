@@ -1,0 +1,286 @@
+"""Distillation end to end, on images drawn here: every method teaches, a run goes on where it was stopped."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from salcap.config import build_dataclass
+from salcap.datasets.captioned_images import encode_density
+from salcap.distill.data import Batch, Clips, Stills, View
+from salcap.distill.motion import add_motion
+from salcap.distill.networks import create_student
+from salcap.distill.settings import Distillation, ModelSpec
+from salcap.distill.trainer import Distiller
+from salcap.saliency.uva_net import UvaNet
+
+TINY = {"image_size": 32, "widths": [8, 8, 8, 8], "depths": [1, 1, 1]}
+COUNT = 10
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """Bright discs on dark ground: people look at the disc, and so does the teacher "disc"."""
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    fixations, maps = {}, []
+    (root / "images").mkdir()
+    y, x = np.mgrid[:48, :64]
+    for i in range(COUNT):
+        cx, cy = rng.uniform(10, 54), rng.uniform(10, 38)
+        disc = np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / 30)
+        Image.fromarray((disc[..., None] * [250, 220, 180]).astype(np.uint8)).save(root / "images" / f"{i}.png")
+        fixations[f"{i}.png"] = [[[cx + dx, cy + dy, 200] for dx, dy in rng.normal(0, 2, (6, 2))] for _ in range(2)]
+        maps.append(encode_density((disc / disc.sum())[None].astype(np.float32))[0])
+    index = {"original_size": [64, 48], "fixations": fixations}
+    (root / "fixations.json.gz").write_bytes(gzip.compress(json.dumps(index).encode()))
+    (root / "maps").mkdir()
+    np.savez(root / "maps" / "maps-000000.npz", names=np.array(sorted(fixations)), maps=np.stack(maps))
+    return root
+
+
+def settings(root: Path, output: Path, *stages: dict, **more) -> Distillation:
+    unlabelled = {"folder": str(root / "images"), "maps": {"disc": str(root / "maps")}}
+    labelled = {"folder": str(root), "maps": {"disc": str(root / "maps")}, "fixations": "osie", "split": "all"}
+    values = {
+        "output": str(output),
+        "student": {"name": "uva_net", "options": TINY},
+        "data": {"cache": str(root / "cache"), "images": [unlabelled, labelled]},
+        "stages": [{"steps": 3, "batch_size": 8, "warmup_steps": 1, **stage} for stage in stages],
+        **more,
+    }
+    return build_dataclass(Distillation, values, "test")
+
+
+def run(config: Distillation) -> UvaNet:
+    return UvaNet.from_pretrained(Distiller(config, lambda line: None).run())
+
+
+@pytest.fixture(scope="module")
+def trained(root) -> Path:
+    """A student of the same shape that has learnt a little."""
+    run(settings(root, root / "trained", {"losses": {"soft": {"teachers": {"disc": 1.0}}}, "steps": 20}))
+    return root / "trained" / "model"
+
+
+METHODS = {
+    "ground_truth": {"losses": {"ground_truth": {}}, "images": "labelled"},
+    "soft": {"losses": {"soft": {"teachers": {"disc": 1.0}}}},
+    "coupled": {"losses": {"coupled": {"spatial": "disc", "temporal": "motion"}}, "moving": 1.0, "num_frames": 2},
+    "fused": {"losses": {"fused": {"teachers": ["disc"]}}, "moving": 1.0, "num_frames": 3},
+    "statistics": {"losses": {"statistics": {"teacher": "live"}}},
+    "generative": {"losses": {"generative": {"teacher": "live", "maps": "disc", "hidden": 8}}},
+    "see_little": {
+        "losses": {"see_little": {"teacher": "live", "prediction": 1.0}},
+        "moving": 1.0,
+        "num_frames": 4,
+        "seen_frames": 2,
+    },
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_teaches_and_leaves_the_teacher_alone(root, trained, tmp_path, name):
+    live = {"live": {"name": "uva_net", "checkpoint": str(trained)}}
+    stage = {**METHODS[name], "learning_rate": 0.01, "steps": 25}
+    distiller = Distiller(settings(root, tmp_path, stage, teachers=live), lambda line: None)
+    before = [p.detach().clone() for p in distiller.student.parameters()]
+    teacher = {key: value.clone() for key, value in distiller.teachers["live"].state_dict().items()}
+    distiller.run()
+    assert any(not torch.equal(a, b) for a, b in zip(before, distiller.student.parameters(), strict=True))
+    assert all(torch.equal(teacher[key], value) for key, value in distiller.teachers["live"].state_dict().items())
+
+
+def test_a_student_learns_where_the_disc_is(root, tmp_path):
+    stage = {"losses": {"soft": {"teachers": {"disc": 1.0}}}, "steps": 150, "learning_rate": 0.01}
+    model = run(settings(root, tmp_path, stage, ema_decay=0.9))
+    hits = 0
+    for i in range(COUNT):
+        pixels = np.asarray(Image.open(root / "images" / f"{i}.png"))
+        density = model.predict(pixels[None])[0].exp()
+        hits += float(density[torch.from_numpy(pixels[..., 0] > 125)].mean() / density.mean()) > 3
+    assert hits >= 8
+
+
+def test_partners_learn_from_each_other_and_are_saved(root, trained, tmp_path):
+    partner = {"name": "uva_net", "options": TINY, "checkpoint": str(trained)}
+    stage = {"losses": {"collaborative": {"partners": {"a": partner, "b": partner}}}, "images": "labelled"}
+    model = run(settings(root, tmp_path, stage))
+    start = UvaNet.from_pretrained(trained)
+    saved = UvaNet.from_pretrained(tmp_path / "partners" / "a")
+    assert not torch.equal(saved.stem.conv.weight, start.stem.conv.weight)
+    assert not torch.equal(model.stem.conv.weight, start.stem.conv.weight)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", [2, 5, 6, 9])
+@pytest.mark.parametrize("method", ["generative", "coupled"])
+def test_a_killed_run_ends_as_if_it_had_not_been(root, trained, tmp_path, monkeypatch, at, method):
+    live = {"live": {"name": "uva_net", "checkpoint": str(trained)}}
+    stages = ({**METHODS["soft"], "steps": 5}, {**METHODS[method], "steps": 5})
+    whole = run(settings(root, tmp_path / "whole", *stages, teachers=live, checkpoint_steps=2))
+    config = settings(root, tmp_path / "killed", *stages, teachers=live, checkpoint_steps=2)
+    taken, batch = [], Distiller._batch
+
+    def kill(self, *arguments):
+        taken.append(1)
+        if len(taken) == at + 1:
+            raise Killed
+        return batch(self, *arguments)
+
+    monkeypatch.setattr(Distiller, "_batch", kill)
+    with pytest.raises(Killed):
+        run(config)
+    resumed = run(config)
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[key]), key
+
+
+def test_a_checkpoint_of_other_settings_is_refused(root, tmp_path):
+    config = settings(root, tmp_path, {**METHODS["soft"], "steps": 2})
+    run(config)
+    with pytest.raises(ValueError, match="other settings"):
+        run(replace(config, seed=1))
+
+
+@pytest.mark.parametrize(
+    "stage, message",
+    [
+        ({"losses": {"sofd": {}}}, "unknown method 'sofd'.*did you mean 'soft'"),
+        ({"losses": {"soft": {"teacher": "disc"}}}, "method 'soft' does not take"),
+        ({"losses": {"soft": {"teachers": {"nobody": 1.0}}}}, "no maps of teacher 'nobody', only of .'disc'"),
+        ({"losses": {"statistics": {"teacher": "nobody"}}}, "no live teacher 'nobody'"),
+        ({"losses": {"see_little": {"teacher": "nobody"}}}, "must be a trained network"),
+        ({"losses": {"soft": {"teachers": {"disc": 1.0}}}, "images": "some"}, "unknown images 'some'"),
+        ({"losses": {"soft": {"teachers": {"disc": 1.0}}}, "num_frames": 2, "seen_frames": 3}, "seen_frames"),
+        ({"losses": {"collaborative": {"partners": {"a": {"name": "center"}}}}}, "not trained here"),
+        ({"losses": {"collaborative": {"partners": {"a": {"nam": "uva_net"}}}}}, "unknown key 'nam'"),
+    ],
+)
+def test_wrong_stages_are_refused(root, tmp_path, stage, message):
+    with pytest.raises(ValueError, match=message):
+        run(settings(root, tmp_path, stage))
+
+
+def test_missing_maps_are_named(root, tmp_path):
+    np.savez(tmp_path / "maps-000000.npz", names=np.array(["0.png"]), maps=np.ones((1, 4, 4), np.uint8))
+    config = settings(root, tmp_path / "out", METHODS["soft"])
+    source = replace(config.data.images[0], maps={"disc": str(tmp_path)})
+    with pytest.raises(ValueError, match=r"no map of 1\.png"):
+        Stills(replace(config.data, images=(source,)), (32, 32), lambda line: None)
+
+
+@pytest.fixture(scope="module")
+def stills(root) -> Stills:
+    return Stills(settings(root, root, METHODS["soft"]).data, (32, 32), lambda line: None)
+
+
+def centre_of(density: torch.Tensor) -> torch.Tensor:
+    """(N, 2) mean x and y in shares of the sides."""
+    h, w = density.shape[1:]
+    density = density / density.sum((1, 2), keepdim=True)
+    x, y = (torch.arange(w) + 0.5) / w, (torch.arange(h) + 0.5) / h
+    return torch.stack(((density.sum(1) * x).sum(1), (density.sum(2) * y).sum(1)), 1)
+
+
+def test_pixels_truth_and_maps_are_seen_through_one_view(stills):
+    batch = stills.batch(np.arange(COUNT, 2 * COUNT), np.random.default_rng(1))
+    assert batch.pixels.shape == (COUNT, 1, 3, 32, 32)
+    assert batch.labelled.all()
+    seen = centre_of((batch.pixels[:, 0].mean(1) - batch.pixels[:, 0].mean(1).amin((1, 2), keepdim=True)) ** 2)
+    taught = centre_of(batch.teachers["disc"].exp())
+    truth = centre_of(batch.density)
+    inside = ((taught > 0.2) & (taught < 0.8)).all(1)
+    assert inside.sum() >= 4
+    assert (taught - truth)[inside].abs().max() < 0.06
+    assert (taught - seen)[inside].abs().max() < 0.12
+    torch.testing.assert_close(batch.density.sum((1, 2)), torch.ones(COUNT))
+
+
+def test_a_view_mirrors_and_crops():
+    picture = torch.arange(8.0).expand(2, 1, 4, 8)
+    mirror = View(torch.tensor([[[-1.0, 0, 0], [0, 1, 0]], [[0.5, 0, 0.5], [0, 0.5, 0]]]))
+    seen = mirror.of(picture)
+    torch.testing.assert_close(seen[0, 0, 0], torch.arange(7.0, -1, -1))
+    torch.testing.assert_close(seen[1, 0, 0], torch.linspace(3.75, 7.25, 8).clamp(max=7))
+
+
+def test_what_moves_draws_looks(stills):
+    still = stills.batch(np.arange(8), np.random.default_rng(0))
+    clip = add_motion(still, 4, np.random.default_rng(0))
+    assert clip.pixels.shape == (8, 4, 3, 32, 32)
+    assert clip.pts_seconds.shape == (8, 4)
+    assert (clip.pts_seconds.diff() > 0).all()
+    assert clip.labelled.shape == (32,)
+    assert clip.motion.shape == clip.density.shape == clip.teachers["disc"].shape
+    change = (clip.pixels[:, 1:] - clip.pixels[:, :-1]).abs().mean((2, 3, 4))
+    assert (change.amax(1) > 0).any()
+    at_thing = (clip.teachers["disc"].exp() * (clip.motion > clip.motion.amax((1, 2), keepdim=True) / 2)).sum((1, 2))
+    before = still.teachers["disc"].exp().repeat_interleave(4, 0)
+    at_thing_before = (before * (clip.motion > clip.motion.amax((1, 2), keepdim=True) / 2)).sum((1, 2))
+    assert (at_thing > at_thing_before - 0.05).float().mean() > 0.9
+
+
+def test_the_frames_a_student_sees_keep_their_targets(stills):
+    clip = add_motion(stills.batch(np.arange(4), np.random.default_rng(0)), 4, np.random.default_rng(0))
+    some = clip.frames(torch.tensor([1, 3]))
+    assert isinstance(some, Batch)
+    assert some.whole is clip
+    assert torch.equal(some.pixels, clip.pixels[:, [1, 3]])
+    assert torch.equal(some.pts_seconds, clip.pts_seconds[:, [1, 3]])
+    assert torch.equal(some.density.unflatten(0, (4, 2)), clip.density.unflatten(0, (4, 4))[:, [1, 3]])
+
+
+def test_clips_of_videos_come_with_their_maps(tmp_path):
+    from salcap.distill.map_cache import build_map_cache
+    from salcap.distill.settings import ClipSource
+    from salcap.saliency import create_saliency
+
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    sample = Path(__file__).resolve().parents[1] / "data" / "sample.mp4"
+    (videos / "a.mp4").write_bytes(sample.read_bytes())
+    build_map_cache(create_saliency("center"), videos, tmp_path / "maps", "videos", num_frames=5)
+    data = build_dataclass(
+        Distillation,
+        {
+            "output": "x",
+            "student": {"name": "uva_net"},
+            "data": {"cache": "x", "images": [{"folder": "x"}]},
+            "stages": [{"losses": {"soft": {}}, "steps": 1}],
+        },
+        "test",
+    ).data
+    clips = Clips([ClipSource(str(videos), {"center": str(tmp_path / "maps")}, 5)], data, (32, 32))
+    batch = clips.batch(3, 4, np.random.default_rng(0))
+    assert batch.pixels.shape == (3, 4, 3, 32, 32)
+    assert batch.teachers["center"].shape[0] == 12
+    assert not batch.labelled.any()
+    torch.testing.assert_close(batch.teachers["center"].exp().sum((1, 2)), torch.ones(12), atol=1e-3, rtol=0)
+    build_map_cache(create_saliency("center"), videos, tmp_path / "maps2", "videos", num_frames=2)
+    with pytest.raises(ValueError, match="2 teacher maps; make them"):
+        Clips([ClipSource(str(videos), {"center": str(tmp_path / "maps2")}, 5)], data, (32, 32))
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        (ModelSpec("center"), "'center' is not trained here, allowed: effnet_teacher, uva_net, uva_net_32"),
+        (ModelSpec("uva_net", {"size": 3}), "does not take"),
+        (ModelSpec("uva_net", {"image_size": 40}), "multiple of 32, got 40"),
+        (ModelSpec("uva_net", {}, "nowhere"), "checkpoint nowhere"),
+    ],
+)
+def test_wrong_students_are_refused(spec, message):
+    with pytest.raises(ValueError, match=message):
+        create_student(spec)
