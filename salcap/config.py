@@ -39,13 +39,13 @@ class Weighting:
 
     def __post_init__(self) -> None:
         for mode in self.modes:
-            _check_choice("mode", mode, MODES)
+            check_choice("mode", mode, MODES)
         if len(set(self.modes)) < len(self.modes):
             raise ValueError(f"mode names one mode twice, got {self.mode!r}")
         if len(self.modes) > 1 and "none" in self.modes:
             raise ValueError(f"mode 'none' cannot be combined, got {self.mode!r}")
-        _check_choice("policy", self.policy, POLICIES)
-        _check_choice("scope", self.scope, ("frame", "clip"))
+        check_choice("policy", self.policy, POLICIES)
+        check_choice("scope", self.scope, ("frame", "clip"))
         if not 0.0 < self.keep_ratio <= 1.0:
             raise ValueError(f"keep_ratio must be in (0, 1], got {self.keep_ratio}")
         if self.keep_ratio < 1.0 and "prune" not in self.modes:
@@ -58,7 +58,8 @@ class Weighting:
         return tuple(self.mode.split("+"))
 
 
-def _check_choice(name: str, value: str, allowed: typing.Sequence[str]) -> None:
+def check_choice(name: str, value: str, allowed: typing.Sequence[str]) -> None:
+    """Raise a ValueError that names what is allowed, and the closest of it, unless ``value`` is."""
     if value not in allowed:
         close = difflib.get_close_matches(str(value), allowed, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
@@ -68,21 +69,39 @@ def _check_choice(name: str, value: str, allowed: typing.Sequence[str]) -> None:
 def load_config(path: str | Path, kind: type[T]) -> T:
     """Read a YAML file into a frozen dataclass, nested dataclasses included.
 
+    A file may go on from another one, which its key ``extends`` names relative to itself: keys are merged, and values
+    of the file win. Lists are replaced whole.
+
     Raises:
         FileNotFoundError: no such file.
         ValueError: not YAML, an unknown key (the nearest known one is named), a missing one, a value of the wrong
             type, or one that the dataclass itself refuses; the message names the file and the place in it.
     """
+    return build_dataclass(kind, _read_yaml(Path(path), ()), str(path))
+
+
+def _read_yaml(path: Path, extending: tuple[Path, ...]) -> Any:
     import yaml
 
-    path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no config file {path}")
+        raise FileNotFoundError(f"no config file {path}" + (f", which {extending[-1]} extends" if extending else ""))
+    if path.resolve() in extending:
+        raise ValueError(f"{path} extends itself")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
-    return build_dataclass(kind, values if values is not None else {}, str(path))
+    values = {} if values is None else values
+    if isinstance(values, dict) and "extends" in values:
+        base = _read_yaml(path.parent / str(values.pop("extends")), (*extending, path.resolve()))
+        return _merged(base, values)
+    return values
+
+
+def _merged(base: Any, values: Any) -> Any:
+    if not (isinstance(base, dict) and isinstance(values, dict)):
+        return values
+    return {**base, **{key: _merged(base.get(key), value) for key, value in values.items()}}
 
 
 def build_dataclass(kind: type[T], values: Any, where: str) -> T:

@@ -156,3 +156,28 @@ def test_load_config_fails_on_other_bytes(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_bytes(b"output: \xff\xfe")
     with pytest.raises(ValueError, match=r"run\.yaml is not YAML"):
         load_config(tmp_path / "run.yaml", Run)
+
+
+def test_a_file_goes_on_from_another(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(
+        "output: a\nepochs: 1\nweighting: {mode: prune, keep_ratio: 0.5}\nstages: [{kind: x}, {kind: y}]\n"
+    )
+    (tmp_path / "middle.yaml").write_text("extends: base.yaml\nepochs: 2\nweighting: {keep_ratio: 0.25}\n")
+    folder = tmp_path / "more"
+    folder.mkdir()
+    (folder / "run.yaml").write_text("extends: ../middle.yaml\nstages: [{kind: z}]\n")
+    run = load_config(folder / "run.yaml", Run)
+    assert (run.output, run.epochs, run.stages) == ("a", 2, (Stage("z"),))
+    assert run.weighting == Weighting("prune", keep_ratio=0.25)
+
+
+@pytest.mark.parametrize(
+    "text, error, message",
+    [
+        ("extends: run.yaml\n", ValueError, "run.yaml extends itself"),
+        ("extends: nowhere.yaml\n", FileNotFoundError, "no config file .*nowhere.yaml, which .*run.yaml extends"),
+    ],
+)
+def test_a_file_that_goes_on_from_nothing_fails(tmp_path: Path, text: str, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        read(text, tmp_path)

@@ -313,9 +313,3 @@ def test_mixture_draws_every_policy_with_and_without_scaling():
         maps = draw_log_density(rng, density)
         assert maps.shape == density.shape
         torch.testing.assert_close(maps.exp().sum((-2, -1)), torch.ones(2, 2))
-
-
-def test_the_shipped_config_loads():
-    for path in sorted((ROOT / "configs").glob("*.yaml")):
-        settings = load_config(path, CaptionerTraining)
-        assert settings.stages

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from salcap.config import _check_choice
+from salcap.config import check_choice
 
 # The sets whose observers are told apart have a split of ours; ETTO is for evaluation only.
 SPLITS = {"osie": ("train", "val", "all"), "sun500": ("train", "val", "all"), "etto": ("all",)}
@@ -82,9 +82,9 @@ def load_fixations(name: str, root: str | Path, split: str | None = None) -> lis
         ValueError: unknown name or split, or a file that is no index of fixations.
         FileNotFoundError: no index file, or an image of it is missing.
     """
-    _check_choice("dataset", name, tuple(SPLITS))
+    check_choice("dataset", name, tuple(SPLITS))
     if split is not None:
-        _check_choice(f"split of {name}", split, SPLITS[name])
+        check_choice(f"split of {name}", split, SPLITS[name])
     path = Path(root) / "fixations.json.gz"
     if not path.is_file():
         raise FileNotFoundError(f"{root} holds no fixations.json.gz; expected it beside a folder images")

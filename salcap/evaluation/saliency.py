@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from salcap.config import _check_choice
+from salcap.config import check_choice
 from salcap.datasets.fixations import SPLITS, FixationItem, load_fixations, scale_points
 from salcap.datasets.gaze_video import GazeClip, load_gaze_clips
 from salcap.frames import Frames
@@ -66,11 +66,11 @@ def load_gaze(dataset: str, root: str | Path, split: str | None = None) -> tuple
         ValueError: unknown data set or split.
         FileNotFoundError: the set is not there, or not whole.
     """
-    _check_choice("dataset", dataset, tuple(SALIENCY_DATASETS))
+    check_choice("dataset", dataset, tuple(SALIENCY_DATASETS))
     splits = SALIENCY_DATASETS[dataset]
     if split is None:
         split = "val" if "val" in splits else "all"
-    _check_choice(f"split of {dataset}", split, splits)
+    check_choice(f"split of {dataset}", split, splits)
     if dataset == "causality":
         return [*load_gaze_clips(root)], split
     return [*load_fixations(dataset, root, split)], split

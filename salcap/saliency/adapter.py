@@ -58,9 +58,9 @@ class ImageNetworkSaliency(SaliencyModel):
         frames_per_pass: int = 16,
     ) -> None:
         super().__init__()
-        _check_choice("output", output, OUTPUTS)
-        _check_choice("channel_order", channel_order, ("rgb", "bgr"))
-        _check_choice("interpolation", interpolation, ("bilinear", "bicubic"))
+        check_choice("output", output, OUTPUTS)
+        check_choice("channel_order", channel_order, ("rgb", "bgr"))
+        check_choice("interpolation", interpolation, ("bilinear", "bicubic"))
         if size is not None and (len(size) != 2 or min(size) < 1):
             raise ValueError(f"size must be (height, width) of at least 1, or None, got {size}")
         if frames_per_pass < 1 or not max_value > 0:
@@ -195,7 +195,7 @@ class _OnnxNetwork:
         self._input, *others = self._session.get_inputs()
         outputs = [node.name for node in self._session.get_outputs()]
         self._output_name = outputs[0] if output_name is None else output_name
-        _check_choice(f"output_name of {path}", self._output_name, outputs)
+        check_choice(f"output_name of {path}", self._output_name, outputs)
         shape = [side if isinstance(side, int) else None for side in self._input.shape]
         usable = not others and len(shape) == 4 and 3 in (shape[1], shape[3]) and self._input.type in _ONNX_DTYPES
         if not usable or shape[0] not in (None, 1):
@@ -233,7 +233,7 @@ def to_log_density(maps: Tensor, output: str) -> Tensor:
     Raises:
         ValueError: another output, or values out of its range.
     """
-    _check_choice("output", output, OUTPUTS)
+    check_choice("output", output, OUTPUTS)
     if output == "log_density":
         return maps
     if output == "logits":
@@ -255,7 +255,7 @@ def _per_channel(name: str, value: float | Sequence[float]) -> Tensor:
     return values.reshape(-1, 1, 1)
 
 
-def _check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
+def check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
     if value not in allowed:
         close = difflib.get_close_matches(str(value), allowed, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
