@@ -12,7 +12,7 @@ maps=runs/maps/$teacher
 salcap saliency-cache "${options[@]}" --images "$data/saliency/osie/images" --output "$maps/osie"
 salcap saliency-cache "${options[@]}" --images "$data/saliency/sun500/images" --output "$maps/sun500"
 salcap saliency-cache "${options[@]}" --images "$data/captions/coco_val2017/images" --output "$maps/coco"
-if [ "$teacher" != attention_center ]; then # whose maps of these come with the data
+salcap saliency-cache "${options[@]}" --videos "$data/clips" --pattern "*.mp4" --num-frames 16 --output "$maps/clips"
+if [ "$teacher" != attention_center ]; then # whose maps of Flickr8k come with the data
   salcap saliency-cache "${options[@]}" --images "$data/captions/flickr8k/images" --output "$maps/flickr8k"
-  salcap saliency-cache "${options[@]}" --videos "$data/clips" --num-frames 16 --output "$maps/clips"
 fi

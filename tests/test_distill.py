@@ -73,7 +73,7 @@ def trained(root) -> Path:
 METHODS = {
     "ground_truth": {"losses": {"ground_truth": {}}, "images": "labelled"},
     "soft": {"losses": {"soft": {"teachers": {"disc": 1.0}}}},
-    "coupled": {"losses": {"coupled": {"spatial": "disc", "temporal": "motion"}}, "moving": 1.0, "num_frames": 2},
+    "coupled": {"losses": {"coupled": {"spatial": "disc", "temporal": "disc"}}, "moving": 1.0, "num_frames": 2},
     "fused": {"losses": {"fused": {"teachers": ["disc"]}}, "moving": 1.0, "num_frames": 3},
     "statistics": {"losses": {"statistics": {"teacher": "live"}}},
     "generative": {"losses": {"generative": {"teacher": "live", "maps": "disc", "hidden": 8}}},
@@ -250,7 +250,8 @@ def test_clips_of_videos_come_with_their_maps(tmp_path):
     videos.mkdir()
     sample = Path(__file__).resolve().parents[1] / "data" / "sample.mp4"
     (videos / "a.mp4").write_bytes(sample.read_bytes())
-    build_map_cache(create_saliency("center"), videos, tmp_path / "maps", "videos", num_frames=5)
+    (videos / "about.json").write_text("{}")
+    build_map_cache(create_saliency("center"), videos, tmp_path / "maps", "videos", num_frames=5, pattern="*.mp4")
     data = build_dataclass(
         Distillation,
         {
@@ -261,15 +262,17 @@ def test_clips_of_videos_come_with_their_maps(tmp_path):
         },
         "test",
     ).data
-    clips = Clips([ClipSource(str(videos), {"center": str(tmp_path / "maps")}, 5)], data, (32, 32))
+    clips = Clips(
+        [ClipSource(str(videos), "*.mp4", maps={"center": str(tmp_path / "maps")}, num_frames=5)], data, (32, 32)
+    )
     batch = clips.batch(3, 4, np.random.default_rng(0))
     assert batch.pixels.shape == (3, 4, 3, 32, 32)
     assert batch.teachers["center"].shape[0] == 12
     assert not batch.labelled.any()
     torch.testing.assert_close(batch.teachers["center"].exp().sum((1, 2)), torch.ones(12), atol=1e-3, rtol=0)
-    build_map_cache(create_saliency("center"), videos, tmp_path / "maps2", "videos", num_frames=2)
+    build_map_cache(create_saliency("center"), videos, tmp_path / "maps2", "videos", num_frames=2, pattern="*.mp4")
     with pytest.raises(ValueError, match="2 teacher maps; make them"):
-        Clips([ClipSource(str(videos), {"center": str(tmp_path / "maps2")}, 5)], data, (32, 32))
+        Clips([replace(source, maps={"center": str(tmp_path / "maps2")})], data, (32, 32))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from salcap.captioners import load_captioner
-from salcap.config import POLICIES, Weighting, load_config
+from salcap.config import POLICIES, Weighting
 from salcap.datasets.captioned_images import iter_density_maps, load_captioned_images
 from salcap.efficientnet_lite import load_imagenet_trunk
 from salcap.frames import Frames

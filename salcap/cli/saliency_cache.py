@@ -19,6 +19,7 @@ def saliency_cache(
     output: Annotated[Path, typer.Option(help="Folder of the maps; one that was begun is gone on with.")],
     images: Annotated[Path | None, typer.Option(help="Folder of images, sub-folders included.")] = None,
     videos: Annotated[Path | None, typer.Option(help="Folder of videos, sub-folders included.")] = None,
+    pattern: Annotated[str, typer.Option(help="Of the names of the files to read, such as '*.mp4'.")] = "*",
     size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the maps.")] = "60x80",
     num_frames: Annotated[int | None, typer.Option(min=1, help="Frames of each video; default: 8.")] = None,
     weights: Annotated[Path | None, typer.Option(help="The teacher's file of weights, or its folder.")] = None,
@@ -46,12 +47,13 @@ def saliency_cache(
             model = create_saliency(teacher, **options, **given(path=weights))
     except TypeError as error:
         fail(str(error))
-    with wrong_use(), progress_bar(len(list_files(source)), f"{teacher} maps") as advance:
+    with wrong_use(), progress_bar(len(list_files(source, pattern)), f"{teacher} maps") as advance:
         report = build_map_cache(
             model if device is None else model.to(device),
             source,
             output,
             "images" if images else "videos",
+            pattern=pattern,
             size=(int(sides[1]), int(sides[2])),
             options=options,
             progress=advance,

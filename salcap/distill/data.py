@@ -175,9 +175,7 @@ class Clips:
         self.maps: list[dict[str, Tensor]] = []
         for source in sources:
             caches = {name: read_map_cache(folder) for name, folder in source.maps.items()}
-            for path in list_files(Path(source.folder)):
-                if path.suffix == ".json":
-                    continue
+            for path in list_files(Path(source.folder), source.pattern):
                 frames = read_frames(path, source.num_frames, size=size)
                 name = path.relative_to(source.folder).as_posix()
                 self.pixels.append(frames.pixels)

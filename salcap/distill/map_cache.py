@@ -51,6 +51,7 @@ def build_map_cache(
     output: str | Path,
     kind: str = "images",
     *,
+    pattern: str = "*",
     size: tuple[int, int] = (60, 80),
     num_frames: int = 8,
     options: Mapping[str, Any] | None = None,
@@ -69,6 +70,7 @@ def build_map_cache(
         model: its maps are taken in eval mode, on the device where it is.
         source: folder; every file in it and in its sub-folders that is not hidden is read.
         kind: "images" or "videos".
+        pattern: of the names of the files to read, such as "*.mp4".
         size: (height, width) of the stored maps. Mass is summed over cells where the teacher's maps are finer, else
             interpolated.
         num_frames: of each video, spread evenly; see `read_frames`.
@@ -85,7 +87,7 @@ def build_map_cache(
         raise ValueError(f"size and num_frames must be at least 1, got {size} and {num_frames}")
     if output.is_relative_to(source):
         raise ValueError(f"output {output} lies inside {source}, whose files are read; name another folder")
-    files = list_files(source)
+    files = list_files(source, pattern)
     record = {
         "teacher": model.name,
         "options": dict(options or {}),
@@ -117,18 +119,21 @@ def build_map_cache(
     return report
 
 
-def list_files(folder: Path) -> list[Path]:
-    """What `build_map_cache` reads: all files in a folder and its sub-folders that are not hidden, sorted.
+def list_files(folder: Path, pattern: str = "*") -> list[Path]:
+    """What `build_map_cache` reads: the files in a folder and its sub-folders that are not hidden, sorted.
+
+    Args:
+        pattern: of their names, such as "*.mp4".
 
     Raises:
-        ValueError: no folder, or none with files.
+        ValueError: no folder, or none with such files.
     """
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")
-    inside = (path for path in folder.rglob("*") if path.is_file())
+    inside = (path for path in folder.rglob(pattern) if path.is_file())
     files = [path for path in inside if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     if not files:
-        raise ValueError(f"folder {folder} holds no files")
+        raise ValueError(f"folder {folder} holds no files" + ("" if pattern == "*" else f" that match {pattern!r}"))
     return sorted(files)
 
 

@@ -47,10 +47,12 @@ class ClipSource:
     """A folder of videos to train on.
 
     Attributes:
+        pattern: of the names of the files to read.
         maps: teacher's name -> folder of its maps of ``num_frames`` frames of each video.
     """
 
     folder: str
+    pattern: str = "*"
     maps: dict[str, str] = field(default_factory=dict)
     num_frames: int = 16
 
@@ -129,6 +131,8 @@ class StageSettings:
             raise ValueError(
                 f"num_frames must be at least 2 and seen_frames not more, got {self.num_frames} and {self.seen_frames}"
             )
+        if self.images == "labelled" and self.labelled_share is not None:
+            raise ValueError("labelled_share does nothing where all images are labelled")
         for name in ("moving", "labelled_share"):
             if not 0.0 <= (getattr(self, name) or 0.0) <= 1.0:
                 raise ValueError(f"{name} must be 0..1, got {getattr(self, name)}")

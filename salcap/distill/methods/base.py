@@ -64,8 +64,6 @@ def teacher_map(batch: Batch, name: str) -> Tensor:
     Raises:
         ValueError: the data has no maps of that teacher.
     """
-    if name == "motion" and batch.motion is not None:
-        return batch.motion.clamp_min(1e-9).log()
     if name not in batch.teachers:
         raise ValueError(f"the data has no maps of teacher {name!r}, only of {sorted(batch.teachers)}")
     return batch.teachers[name]

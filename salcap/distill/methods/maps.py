@@ -28,8 +28,9 @@ class Coupled(Method):
     """Step 1 of UVA-Net: each stream learns from its teacher and the ground truth; see `CoupledLoss`.
 
     Args:
-        spatial, temporal: names of teachers with maps. "motion" as the temporal teacher is what is known to move in
-            clips made from stills; without a temporal teacher, or on stills, the spatial stream learns alone.
+        spatial: name of the teacher with maps of frames on their own.
+        temporal: name of the teacher with maps of videos; of clips made from stills it is known what moves, and that is
+            the target. Without it, and on stills, the spatial stream learns alone.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Coupled(Method):
         loss = self.loss(streams.spatial, teacher_map(batch, self.spatial), batch.density, batch.labelled)
         if streams.temporal is None or self.temporal is None:
             return loss
-        target = teacher_map(batch, self.temporal)
+        target = teacher_map(batch, self.temporal) if batch.motion is None else batch.motion.clamp_min(1e-9).log()
         return loss + self.loss(streams.temporal, target, batch.density, batch.labelled)
 
 
