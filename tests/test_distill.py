@@ -262,9 +262,8 @@ def test_clips_of_videos_come_with_their_maps(tmp_path):
         },
         "test",
     ).data
-    clips = Clips(
-        [ClipSource(str(videos), "*.mp4", maps={"center": str(tmp_path / "maps")}, num_frames=5)], data, (32, 32)
-    )
+    source = ClipSource(str(videos), "*.mp4", {"center": str(tmp_path / "maps")}, 5)
+    clips = Clips([source], data, (32, 32))
     batch = clips.batch(3, 4, np.random.default_rng(0))
     assert batch.pixels.shape == (3, 4, 3, 32, 32)
     assert batch.teachers["center"].shape[0] == 12
