@@ -61,6 +61,7 @@ def build_captioner(
     model.generation_config.max_length = None
     model.generation_config.max_new_tokens = 24
     model.generation_config.num_beams = 3
+    model.generation_config.length_penalty = 0.3  # of 0, 0.3, 0.7, 1, 1.5 and 2 the best BLEU-4 on Flickr8k val
     return model
 
 
