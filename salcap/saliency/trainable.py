@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 
+from salcap.saliency.runtimes import FastUvaNet
 from salcap.saliency.streams import StreamModel
 from salcap.saliency.teachers.effnet_teacher import EffnetTeacher
 from salcap.saliency.uva_net import UvaNet
@@ -15,19 +18,26 @@ TRAINABLE: dict[str, Callable[..., StreamModel]] = {
     "uva_net": UvaNet,
     "uva_net_32": partial(UvaNet, image_size=32),
 }
-_CLASSES: dict[str, type[StreamModel]] = {"effnet_teacher": EffnetTeacher, "uva_net": UvaNet, "uva_net_32": UvaNet}
+_TO_PREDICT: dict[str, type[StreamModel]] = {
+    "effnet_teacher": EffnetTeacher,
+    "uva_net": FastUvaNet,
+    "uva_net_32": FastUvaNet,
+}
 _BUNDLED = Path(__file__).parents[1] / "weights"
 
 
-def load_trained(name: str, checkpoint: str | Path | None = None) -> StreamModel:
+def load_trained(name: str, checkpoint: str | Path | None = None, runtime: str = "auto") -> StreamModel:
     """A trained backbone, ready to predict.
 
     Args:
         name: of `TRAINABLE`.
         checkpoint: folder that ``save_pretrained`` wrote, or a Hub id; None for the bundled weights.
+        runtime: of the students, see `FastUvaNet.use_runtime`; the teacher runs in torch.
 
     Raises:
         FileNotFoundError: no weights of that name are bundled, and no checkpoint was named.
+        ValueError: an unknown runtime.
+        ImportError: a runtime that is not installed.
     """
     if checkpoint is None:
         checkpoint = _BUNDLED / name
@@ -35,15 +45,18 @@ def load_trained(name: str, checkpoint: str | Path | None = None) -> StreamModel
             raise FileNotFoundError(
                 f"no weights of {name} come with salcap; train it (salcap distill) and name its folder as checkpoint"
             )
-    model = _CLASSES[name].from_pretrained(checkpoint)
-    return model.fold().eval() if isinstance(model, UvaNet) else model
+    with redirect_stdout(io.StringIO()):  # the Hub's class prints where it loads from
+        model = _TO_PREDICT[name].from_pretrained(checkpoint)
+    return model.use_runtime(runtime) if isinstance(model, FastUvaNet) else model
 
 
-def _loader(name: str) -> Callable[..., StreamModel]:
-    def load(checkpoint: str | Path | None = None) -> StreamModel:
-        return load_trained(name, checkpoint)
-
-    return load
+def effnet_teacher(checkpoint: str | Path | None = None) -> StreamModel:
+    return load_trained("effnet_teacher", checkpoint)
 
 
-effnet_teacher, uva_net, uva_net_32 = map(_loader, ("effnet_teacher", "uva_net", "uva_net_32"))
+def uva_net(checkpoint: str | Path | None = None, runtime: str = "auto") -> StreamModel:
+    return load_trained("uva_net", checkpoint, runtime)
+
+
+def uva_net_32(checkpoint: str | Path | None = None, runtime: str = "auto") -> StreamModel:
+    return load_trained("uva_net_32", checkpoint, runtime)
