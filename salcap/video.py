@@ -380,7 +380,8 @@ def _decoder_log(path: VideoPath, most: int = 3) -> list[str]:
     here, and what other threads log meanwhile is dropped.
     """
     with _log_lock, av.logging.Capture(local=False), av.logging.Capture() as lines:
-        level = av.logging.get_level()
+        level, skips = av.logging.get_level(), av.logging.get_skip_repeated()
+        av.logging.set_skip_repeated(False)  # it compares with whatever line came last, of any thread
         av.logging.set_level(av.logging.ERROR)
         try:
             with _open_container(path) as container:
@@ -397,4 +398,5 @@ def _decoder_log(path: VideoPath, most: int = 3) -> list[str]:
                 time.sleep(0.005)
                 av.logging.set_libav_level(av.logging.INFO)
             av.logging.set_level(level)
+            av.logging.set_skip_repeated(skips)
     return list(dict.fromkeys(shorten(f"{name}: {text}", 160) for _, name, text in lines))[:most]
