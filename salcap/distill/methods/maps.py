@@ -6,22 +6,28 @@ from torch import Tensor
 
 from salcap.distill.data import Batch
 from salcap.distill.losses.coupled import CoupledLoss, fused_loss
-from salcap.distill.losses.densities import ground_truth_at_grid, kl_divergence
+from salcap.distill.losses.densities import correlation, ground_truth_at_grid, kl_divergence
 from salcap.distill.methods.base import Context, Method, teacher_map
 from salcap.saliency.density import normalise_log_density
 from salcap.saliency.streams import Streams
 
 
 class GroundTruth(Method):
-    """No distillation: KL(people's density || prediction) where people's fixations are known."""
+    """No distillation: the divergence from people's density where people's fixations are known.
+
+    Args:
+        correlation: weight of 1 - CC beside the KL divergence; see `_divergence`.
+    """
+
+    def __init__(self, context: Context, correlation: float = 0.0, weight: float = 1.0) -> None:
+        super().__init__(context, weight)
+        self.correlation = correlation
 
     def forward(self, streams: Streams, batch: Batch, epoch: int) -> Tensor:
         known = batch.labelled
         if not bool(known.any()):
             return streams.fused.sum() * 0.0
-        prediction = normalise_log_density(streams.fused[known])
-        truth = ground_truth_at_grid(batch.density[known], prediction)
-        return kl_divergence(truth.flatten(1), prediction.flatten(1)).mean()
+        return _divergence(batch.density[known], streams.fused[known], self.correlation)
 
 
 class Coupled(Method):
@@ -71,21 +77,38 @@ class Fused(Method):
 
 
 class Soft(Method):
-    """Plain distillation of maps: KL(mixture of the teachers || prediction), labelled or not.
+    """Plain distillation of maps: the divergence from the teachers' mixture, labelled or not.
 
     Args:
         teachers: name -> share of the mixture.
+        correlation: weight of 1 - CC beside the KL divergence; see `_divergence`.
     """
 
-    def __init__(self, context: Context, teachers: dict[str, float], weight: float = 1.0) -> None:
+    def __init__(
+        self, context: Context, teachers: dict[str, float], correlation: float = 0.0, weight: float = 1.0
+    ) -> None:
         super().__init__(context, weight)
+        self.correlation = correlation
         if not teachers or min(teachers.values()) <= 0:
             raise ValueError(f"teachers must name shares above 0, got {teachers}")
         total = sum(teachers.values())
         self.teachers = {name: share / total for name, share in teachers.items()}
 
     def forward(self, streams: Streams, batch: Batch, epoch: int) -> Tensor:
-        prediction = normalise_log_density(streams.fused)
         mixture = sum(share * teacher_map(batch, name).exp() for name, share in self.teachers.items())
         assert isinstance(mixture, Tensor)
-        return kl_divergence(ground_truth_at_grid(mixture, prediction).flatten(1), prediction.flatten(1)).mean()
+        return _divergence(mixture, streams.fused, self.correlation)
+
+
+def _divergence(density: Tensor, logits: Tensor, weight: float) -> Tensor:
+    """KL(target || prediction) + weight * (1 - CC), the mean over maps; zero where both agree.
+
+    KL alone is content with maps that are too flat where a network is unsure, which CC and NSS punish; many saliency
+    networks train on such sums (UNISAL, Droste et al., ECCV 2020, among them).
+    """
+    prediction = normalise_log_density(logits)
+    target = ground_truth_at_grid(density, prediction)
+    loss = kl_divergence(target.flatten(1), prediction.flatten(1))
+    if weight:
+        loss = loss + weight * (1 - correlation(prediction, target))
+    return loss.mean()
