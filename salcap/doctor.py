@@ -15,7 +15,7 @@ _CORE = (
     *("torch", "transformers", "av", "numpy", "pycocoevalcap", "accelerate", "safetensors", "huggingface_hub"),
     *("typer", "rich", "pyyaml", "pillow"),
 )
-_MODEL_FILES = ("config.json", "generation_config.json", "preprocessor_config.json", "tokenizer.json")
+_CAPTIONER_FILES = ("generation_config.json", "preprocessor_config.json", "tokenizer.json")
 _EXTRAS = {
     "onnx": "onnxruntime",
     "openvino": "openvino",
@@ -65,9 +65,12 @@ def examine() -> dict[str, Any]:
 
 def bundled_weights() -> dict[str, float]:
     """Bundled models that are whole, and their size in MiB."""
-    folder = Path(__file__).parent / "weights"
-    whole = [p for p in sorted(folder.glob("*/*.safetensors")) if all((p.parent / f).is_file() for f in _MODEL_FILES)]
-    return {p.parent.name: round(p.stat().st_size / 2**20, 2) for p in whole}
+    found = {}
+    for path in sorted((Path(__file__).parent / "weights").glob("*/model.safetensors")):
+        needed = ("config.json", *(_CAPTIONER_FILES if path.parent.name.startswith("salcap-") else ()))
+        if all((path.parent / name).is_file() for name in needed):
+            found[path.parent.name] = round(path.stat().st_size / 2**20, 2)
+    return found
 
 
 def _version(package: str) -> str | None:

@@ -53,8 +53,8 @@ def train(arm: str, seed: int) -> dict[str, float]:
         command = [sys.executable, "-m", "salcap", "distill", config, "--seed", str(seed), "--output", str(output)]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     records = [json.loads(line) for line in (ROOT / output / "log.jsonl").read_text().splitlines()]
-    last = [record for record in records if "methods" in record][-1]
-    return {name: value for name, value in last.items() if name not in ("stage", "methods")}
+    scores: dict[str, float] = [record["scores"] for record in records if "scores" in record][-1]
+    return scores
 
 
 if __name__ == "__main__":

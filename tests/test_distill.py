@@ -10,15 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from salcap.config import build_dataclass
 from salcap.datasets.captioned_images import encode_density
 from salcap.distill.data import Batch, Clips, Stills, View
+from salcap.distill.losses.densities import correlation, ground_truth_at_grid
+from salcap.distill.methods import create_method
 from salcap.distill.motion import add_motion
 from salcap.distill.networks import create_student
-from salcap.distill.settings import Distillation, ModelSpec
+from salcap.distill.settings import Distillation, ModelSpec, ValidationSource
 from salcap.distill.trainer import Distiller
+from salcap.saliency.density import normalise_log_density
+from salcap.saliency.streams import Streams
 from salcap.saliency.uva_net import UvaNet
 
 TINY = {"image_size": 32, "widths": [8, 8, 8, 8], "depths": [1, 1, 1]}
@@ -117,6 +122,49 @@ def test_partners_learn_from_each_other_and_are_saved(root, trained, tmp_path):
     saved = UvaNet.from_pretrained(tmp_path / "partners" / "a")
     assert not torch.equal(saved.stem.conv.weight, start.stem.conv.weight)
     assert not torch.equal(model.stem.conv.weight, start.stem.conv.weight)
+
+
+def test_a_run_ends_with_a_card(root, tmp_path):
+    """Also one that has nothing left to do when it is started again, and of a run with validation its scores."""
+    (tmp_path / "val").mkdir()
+    points = json.loads(gzip.decompress((root / "fixations.json.gz").read_bytes()))["fixations"]["0.png"]
+    index = {"original_size": [64, 48], "fixations": {"0.png": points}}
+    (tmp_path / "val" / "fixations.json.gz").write_bytes(gzip.compress(json.dumps(index).encode()))
+    (tmp_path / "val" / "images").mkdir()
+    (tmp_path / "val" / "images" / "0.png").write_bytes((root / "images" / "0.png").read_bytes())
+    config = settings(root, tmp_path / "run", METHODS["soft"], METHODS["ground_truth"])
+    validation = [ValidationSource("osie", str(tmp_path / "val"), "all")]
+    config = replace(config, data=replace(config.data, validation=tuple(validation)))
+    for _ in range(2):
+        run(config)
+        card = (tmp_path / "run" / "model" / "README.md").read_text()
+        assert "# uva_net" in card
+        assert f"{sum(p.numel() for p in create_student(config.student).parameters()):,} parameters" in card
+        assert "3 steps of 8 frames with soft. Then 3 steps of 8 frames with ground_truth" in card
+        assert f"images of `{root}` with fixations (osie, all), maps of disc" in card
+        last = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()][-1]
+        assert f"| osie nss | {last['scores']['osie_nss']} |" in card
+        described = yaml.safe_load(card.split("```yaml")[1].split("```")[0])
+        assert build_dataclass(Distillation, described, "card") == config
+
+
+def test_correlation_is_learnt_beside_the_divergence(root, tmp_path):
+    """The weight changes the loss by 1 - CC times it, and nothing where the prediction is the target."""
+    distiller = Distiller(settings(root, tmp_path, METHODS["soft"]), lambda line: None)
+    batch = distiller.stills.batch(np.arange(COUNT, 2 * COUNT), np.random.default_rng(0))
+    streams = distiller.student.eval().streams(batch.pixels)
+    for name, options, target in (
+        ("ground_truth", {}, batch.density),
+        ("soft", {"teachers": {"disc": 2.0}}, batch.teachers["disc"].exp()),
+    ):
+        plain = create_method(name, distiller.context, options)
+        more = create_method(name, distiller.context, {**options, "correlation": 0.5})
+        grid = ground_truth_at_grid(target, streams.fused)
+        expected = 0.5 * (1 - correlation(normalise_log_density(streams.fused), grid))
+        assert expected.min() > 0.01
+        torch.testing.assert_close(more(streams, batch, 1) - plain(streams, batch, 1), expected.mean())
+        perfect = Streams(grid, None, grid, ())
+        assert float(more(perfect, batch, 1)) == pytest.approx(0, abs=1e-5)
 
 
 class Killed(Exception):

@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
+from salcap.distill.card import write_card
 from salcap.distill.data import Batch, Clips, Stills
 from salcap.distill.losses.see_little import choose_frames
 from salcap.distill.methods import Context, create_method
@@ -67,7 +68,9 @@ class Distiller:
                 self._run_stage(index, stage, done if index == done["stage"] else None)
         folder = self.output / "model"
         if self.accelerator.is_main_process:
-            self.averaged().save_pretrained(folder)
+            model = self.averaged()
+            model.save_pretrained(folder)
+            write_card(folder, model, self.settings, self._last_scores())
         self.accelerator.wait_for_everyone()
         return folder
 
@@ -143,7 +146,7 @@ class Distiller:
         for name, partner in _partners(methods).items():
             if self.accelerator.is_main_process:
                 partner.save_pretrained(self.output / "partners" / name)
-        self._log({"stage": index, "methods": names, **self.validate()})
+        self._log({"stage": index, "methods": names, "scores": self.validate()})
         self._checkpoint(index + 1, 0, None, None, None)
 
     def _batch(self, stage: StageSettings, pool: np.ndarray, rng: np.random.Generator) -> Batch:
@@ -202,6 +205,11 @@ class Distiller:
         if batch.still_indices is None or batch.view is None:
             raise ValueError("clips have pixels of one size only; set moving: 0 in this stage")
         return self.stills.pixels(batch.still_indices, batch.view, size).to(self.device)
+
+    def _last_scores(self) -> dict[str, float | None]:
+        records = [json.loads(line) for line in (self.output / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        scores: dict[str, float | None] = [record["scores"] for record in records if "scores" in record][-1]
+        return scores
 
     # ---- checkpoints
 

@@ -107,7 +107,7 @@ class UvaNet(StreamModel):
         self._feature_channels = (fine, middle, coarse, middle, fine)
         self.gap = nn.Linear(3, 2 * fine)
         self.temporal_fine = CARes(fine, fine, expansion)
-        self.temporal_middle = _stage(fine, middle, 2, expansion)
+        self.temporal_middle = _stage(fine, middle, 1, expansion)
         self.temporal_merge = _Merge(middle, fine, expansion)
         self.temporal_head = _Head(fine)
         self.fusion = CARes(2 * fine, fine, 2)
