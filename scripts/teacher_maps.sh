@@ -16,3 +16,8 @@ salcap saliency-cache "${options[@]}" --videos "$data/clips" --pattern "*.mp4" -
 if [ "$teacher" != attention_center ]; then # whose maps of Flickr8k come with the data
   salcap saliency-cache "${options[@]}" --images "$data/captions/flickr8k/images" --output "$maps/flickr8k"
 fi
+for crops in runs/crops/*; do # of scripts/make_crops.py
+  if [ -d "$crops" ]; then
+    salcap saliency-cache "${options[@]}" --images "$crops" --output "$maps/crops-$(basename "$crops")"
+  fi
+done

@@ -22,6 +22,9 @@ from salcap.video import read_frames
 
 Size = tuple[int, int]
 
+_SMALL = 128  # pixels: up to this side, frames are stored and seen at twice their size and then averaged, as sharp in
+# a crop as in a whole picture; larger ones a little finer than a network sees, since it sees crops
+_FINER = 1.125
 
 @dataclass(frozen=True, eq=False)
 class View:
@@ -148,13 +151,12 @@ class Stills:
 
     def pixels(self, indices: np.ndarray, view: View, size: Size) -> Tensor:
         """(B, 3, *size) in 0..1: the same view for a network of another input size."""
-        stored = torch.from_numpy(self._array(size)[indices])
-        return view.of(stored.float() / 255, size)
+        return _seen(torch.from_numpy(self._array(size)[indices]), view, size)
 
     def _array(self, size: Size) -> np.ndarray:
-        """(N, 3, H, W) uint8 of all images, a little finer than a network sees, since it sees crops."""
+        """(N, 3, H, W) uint8 of all images, of `_stored_size`."""
         if size not in self._pixels:
-            stored = (round(size[0] * 1.125), round(size[1] * 1.125))
+            stored = _stored_size(size)
             self._pixels[size] = prepare_array(
                 Path(self.settings.cache) / f"stills-{stored[0]}x{stored[1]}",
                 [str(path) for path in self.paths],
@@ -166,7 +168,7 @@ class Stills:
 
 
 class Clips:
-    """All videos of a run: frames at the student's size, their times, the teachers' maps."""
+    """All videos of a run: frames a little finer than the student sees them, their times, the teachers' maps."""
 
     def __init__(self, sources: Sequence[ClipSource], settings: DataSettings, size: Size) -> None:
         self.settings, self.size = settings, size
@@ -176,7 +178,7 @@ class Clips:
         for source in sources:
             caches = {name: read_map_cache(folder) for name, folder in source.maps.items()}
             for path in list_files(Path(source.folder), source.pattern):
-                frames = read_frames(path, source.num_frames, size=size)
+                frames = read_frames(path, source.num_frames, size=_stored_size(size))
                 name = path.relative_to(source.folder).as_posix()
                 self.pixels.append(frames.pixels)
                 self.pts_seconds.append(frames.pts_seconds)
@@ -196,7 +198,7 @@ class Clips:
             start = int(rng.integers(len(self.pixels[i]) - num_frames + 1))
             view = View(View.random(rng, 1, self.settings.crop).theta.expand(num_frames, -1, -1))
             window = slice(start, start + num_frames)
-            pixels.append(_recolour(view.of(self.pixels[i][window].float() / 255)[None].flatten(0, 1), rng, True))
+            pixels.append(_recolour(_seen(self.pixels[i][window], view, self.size), rng, alike=True))
             times.append(self.pts_seconds[i][window])
             for teacher, values in self.maps[i].items():
                 seen = _normalised(view.of(values[window].float()[:, None])[:, 0])
@@ -279,18 +281,32 @@ def _per_uniform(density: np.ndarray | None, size: Size) -> np.ndarray:
     return (density / density.mean()).astype(np.float16)
 
 
+def _stored_size(size: Size) -> Size:
+    """Of the pixels kept for a network of this input size."""
+    finer = 2 if max(size) <= _SMALL else _FINER
+    return round(size[0] * finer), round(size[1] * finer)
+
+
+def _seen(stored: Tensor, view: View, size: Size) -> Tensor:
+    """(B, 3, H, W) uint8 of `_stored_size` to (B, 3, *size) in 0..1, through the view."""
+    if max(size) > _SMALL:
+        return view.of(stored.float() / 255, size)
+    return F.avg_pool2d(view.of(stored.float() / 255), 2)
+
+
 def _normalised(density: Tensor) -> Tensor:
     return density / density.sum((-2, -1), keepdim=True).clamp_min(1e-6)
 
 
 def _recolour(pixels: Tensor, rng: np.random.Generator, alike: bool = False) -> Tensor:
-    """Random brightness and contrast for each image (B, 3, H, W), or the same for all."""
+    """Random brightness, contrast and saturation for each image (B, 3, H, W), or the same for all."""
     count = 1 if alike else len(pixels)
-    gain, shift = (
+    gain, shift, colour = (
         torch.from_numpy(rng.uniform(low, high, (count, 1, 1, 1)).astype(np.float32))
-        for low, high in ((0.8, 1.2), (-0.1, 0.1))
+        for low, high in ((0.7, 1.3), (-0.15, 0.15), (0.3, 1.3))
     )
-    return ((pixels - 0.5) * gain + 0.5 + shift).clamp(0, 1)
+    grey = pixels.mean(1, keepdim=True)
+    return (((grey + (pixels - grey) * colour) - 0.5) * gain + 0.5 + shift).clamp(0, 1)
 
 
 def _read_image(path: Path, size: Size) -> np.ndarray:

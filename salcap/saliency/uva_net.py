@@ -86,7 +86,7 @@ class UvaNet(StreamModel):
     def __init__(
         self,
         image_size: int = 64,
-        widths: tuple[int, int, int, int] = (8, 16, 40, 72),
+        widths: tuple[int, int, int, int] = (16, 24, 40, 64),
         depths: tuple[int, int, int] = (2, 3, 3),
         expansion: int = 3,
         prior: bool = True,
