@@ -26,7 +26,9 @@ def main(name: str, folder: str) -> None:
     load_plain(name, folder).half().save_pretrained(WEIGHTS / name)
     after = load_trained(name, WEIGHTS / name).predict(frames, "native")
     size = (WEIGHTS / name / "model.safetensors").stat().st_size
-    print(f"{WEIGHTS / name}: {size:,} bytes, log-densities differ by {float((before - after).abs().max()):.4f} at most")
+    print(
+        f"{WEIGHTS / name}: {size:,} bytes, log-densities differ by {float((before - after).abs().max()):.4f} at most"
+    )
 
 
 def load_plain(name: str, folder: str) -> StreamModel:

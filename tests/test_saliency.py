@@ -27,7 +27,7 @@ from salcap.saliency import (
 from salcap.weighting import relative_saliency
 
 # those that need a file which no package brings: tests of their own hold them to the contract
-WITHOUT_WEIGHTS = ("attention_center", "effnet_teacher", "fastgaze", "glimpse", "uva_net", "uva_net_32")
+WITHOUT_WEIGHTS = ("attention_center", "fastgaze", "glimpse", "uva_net", "uva_net_32")
 every_backbone = pytest.mark.parametrize("name", [name for name in list_saliency() if name not in WITHOUT_WEIGHTS])
 SIZES = [(1, 1), (1, 9), (7, 1), (33, 47), (96, 64), (5, 900), (700, 3)]
 
@@ -81,7 +81,7 @@ def test_predict_reads_every_kind_of_frames_alike(name):
     expected = model.predict(pixels)
     array = pixels.permute(0, 2, 3, 1).numpy()
     array.setflags(write=False)
-    assert torch.equal(model.predict(Frames(pixels, torch.arange(3.0))), expected)
+    assert torch.equal(model.predict(Frames(pixels[:1], torch.zeros(1))), model.predict(pixels[:1]))
     assert torch.equal(model.predict(array), expected)
     assert torch.equal(model.predict(array[:, ::-1, ::-1]), model.predict(pixels.flip(2, 3)))
     assert torch.equal(model.predict(pixels.mT.contiguous().mT), expected)

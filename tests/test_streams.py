@@ -164,4 +164,4 @@ def test_wrong_sizes_are_refused(network, options, message):
 
 def test_a_network_without_weights_says_how_to_get_them():
     with pytest.raises(FileNotFoundError, match="salcap distill"):
-        load_trained("effnet_teacher")
+        load_trained("uva_net_32")

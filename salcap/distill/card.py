@@ -39,7 +39,9 @@ def write_card(folder: Path, model: StreamModel, settings: Distillation, scores:
 
 def _sources(data: DataSettings) -> list[str]:
     stills = [
-        f"images of `{s.folder}`" + (f" with fixations ({s.fixations}, {s.split})" if s.fixations else "") + _maps(s.maps)
+        f"images of `{s.folder}`"
+        + (f" with fixations ({s.fixations}, {s.split})" if s.fixations else "")
+        + _maps(s.maps)
         for s in data.images
     ]
     return stills + [f"videos of `{source.folder}`{_maps(source.maps)}" for source in data.clips]

@@ -26,6 +26,7 @@ _SMALL = 128  # pixels: up to this side, frames are stored and seen at twice the
 # a crop as in a whole picture; larger ones a little finer than a network sees, since it sees crops
 _FINER = 1.125
 
+
 @dataclass(frozen=True, eq=False)
 class View:
     """The part of each image that a batch sees: ``theta`` (B, 2, 3), of `torch.nn.functional.affine_grid`."""

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from salcap.config import check_choice
 from salcap.saliency.model import map_parts, shrink_frames
@@ -77,9 +76,7 @@ class FastUvaNet(UvaNet):
     def forward(self, pixels: Tensor, pts_seconds: Tensor | None = None) -> Tensor:
         if self.training or torch.is_grad_enabled():
             return super().forward(pixels, pts_seconds)
-        if pixels.shape[-2:] != self.input_size:
-            pixels = F.interpolate(pixels, self.input_size, mode="bilinear", align_corners=False, antialias=True)
-        return self._run(lambda part: part, pixels, pts_seconds)
+        return self._run(lambda part: part, self.squeeze(pixels), pts_seconds)
 
     def _see(self, pixels: Tensor, pts_seconds: Tensor | None) -> Tensor:
         """`forward` on uint8 frames; each thread resizes those of its own pass."""

@@ -46,11 +46,17 @@ class StreamModel(SaliencyModel, PyTorchModelHubMixin):
         self.input_size = (height, width)
 
     def forward(self, pixels: Tensor, pts_seconds: Tensor | None = None) -> Tensor:
-        if pixels.shape[-2:] != self.input_size:
-            pixels = F.interpolate(pixels, self.input_size, mode="bilinear", align_corners=False, antialias=True)
+        pixels = self.squeeze(pixels)
         if pts_seconds is None or len(pixels) == 1:
             return self.streams(pixels[None]).fused
         return self.streams(pixels[None], pts_seconds[None]).fused
+
+    def squeeze(self, pixels: Tensor) -> Tensor:
+        """(T, 3, H, W) in 0..1 at the input size; in one memory layout, so that all layouts give the same maps."""
+        if pixels.shape[-2:] != self.input_size:  # in single precision: torch lacks others on the CPU
+            size, dtype = self.input_size, pixels.dtype
+            pixels = F.interpolate(pixels.float(), size, mode="bilinear", align_corners=False, antialias=True).to(dtype)
+        return pixels.contiguous()
 
     def streams(self, pixels: Tensor, pts_seconds: Tensor | None = None) -> Streams:
         """All outputs, as training needs them.
