@@ -23,7 +23,8 @@ ARMS = (
     "generative",
     "see_little",  # its teacher is the network of coupled
     "uva_net_32",
-    "collaborative",  # starts from the networks of soft and uva_net_32
+    "collaborative",  # its partners are the teacher and the network of uva_net_32
+    "combined",
 )
 
 

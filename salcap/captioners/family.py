@@ -65,7 +65,7 @@ class CaptionerFamily(ABC):
     modes: frozenset[str] = frozenset({"none", "scale", "bias", "prune"})
     early_pruning: bool = True
     max_frames: int | None = None
-    default_saliency: str = "center"
+    default_saliency: str = "uva_net"
     default_weighting: Weighting = Weighting()
 
     def __init__(self, model: Any, processor: Any, *, name: str | None = None, revision: str | None = None) -> None:

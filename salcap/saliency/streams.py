@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import PyTorchModelHubMixin
@@ -38,7 +39,12 @@ class StreamModel(SaliencyModel, PyTorchModelHubMixin):
 
     Args:
         image_size: (height, width) to which frames are squeezed.
+
+    Attributes:
+        weights_path: the file that the weights came from, where there is one on this machine.
     """
+
+    weights_path: Path | None = None
 
     def __init__(self, image_size: tuple[int, int]) -> None:
         super().__init__()

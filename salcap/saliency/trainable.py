@@ -47,6 +47,8 @@ def load_trained(name: str, checkpoint: str | Path | None = None, runtime: str =
             )
     with redirect_stdout(io.StringIO()):  # the Hub's class prints where it loads from
         model = _TO_PREDICT[name].from_pretrained(checkpoint)
+    file = Path(checkpoint) / "model.safetensors"
+    model.weights_path = file if file.is_file() else None
     return model.use_runtime(runtime) if isinstance(model, FastUvaNet) else model
 
 
