@@ -27,7 +27,7 @@ from salcap.saliency import (
 from salcap.weighting import relative_saliency
 
 # those that need a file which no package brings: tests of their own hold them to the contract
-WITHOUT_WEIGHTS = ("attention_center", "fastgaze", "glimpse", "uva_net", "uva_net_32")
+WITHOUT_WEIGHTS = ("attention_center", "fastgaze", "glimpse", "uva_net_32")
 every_backbone = pytest.mark.parametrize("name", [name for name in list_saliency() if name not in WITHOUT_WEIGHTS])
 SIZES = [(1, 1), (1, 9), (7, 1), (33, 47), (96, 64), (5, 900), (700, 3)]
 
