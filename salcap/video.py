@@ -374,11 +374,8 @@ def _words(error: Exception) -> str:
 
 
 def _decoder_log(path: VideoPath, most: int = 3) -> list[str]:
-    """What FFmpeg logs as errors when it opens a file that failed and decodes its beginning.
-
-    Its log is off otherwise: with it on, each line of a codec thread waits for the interpreter. So one thread decodes
-    here, and what other threads log meanwhile is dropped.
-    """
+    """What FFmpeg logs as errors when it opens a file that failed and decodes its beginning."""
+    # off otherwise: each line of a codec thread would wait for the interpreter; what other threads log is dropped
     with _log_lock, av.logging.Capture(local=False), av.logging.Capture() as lines:
         level, skips = av.logging.get_level(), av.logging.get_skip_repeated()
         av.logging.set_skip_repeated(False)  # it compares with whatever line came last, of any thread
