@@ -24,6 +24,7 @@ from salcap.saliency import (
     resize_log_density,
     saliency_errors,
 )
+from salcap.saliency.streams import StreamModel
 from salcap.weighting import relative_saliency
 
 # those that need a file which no package brings: tests of their own hold them to the contract
@@ -82,6 +83,8 @@ def test_predict_reads_every_kind_of_frames_alike(name):
     array = pixels.permute(0, 2, 3, 1).numpy()
     array.setflags(write=False)
     assert torch.equal(model.predict(Frames(pixels[:1], torch.zeros(1))), model.predict(pixels[:1]))
+    if not isinstance(model, StreamModel):  # which see motion where they are told the times
+        assert torch.equal(model.predict(Frames(pixels, torch.arange(3.0))), expected)
     assert torch.equal(model.predict(array), expected)
     assert torch.equal(model.predict(array[:, ::-1, ::-1]), model.predict(pixels.flip(2, 3)))
     assert torch.equal(model.predict(pixels.mT.contiguous().mT), expected)
