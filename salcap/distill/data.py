@@ -22,9 +22,9 @@ from salcap.video import read_frames
 
 Size = tuple[int, int]
 
-_SMALL = 128  # pixels: up to this side, frames are stored and seen at twice their size and then averaged, as sharp in
-# a crop as in a whole picture; larger ones a little finer than a network sees, since it sees crops
-_FINER = 1.125
+# Pixels are stored finer than a network sees them, since it sees crops. Up to a side of `_SMALL` they are seen at twice
+# their size and then averaged, which makes a crop as sharp as a whole picture.
+_SMALL, _FINER = 128, 1.125
 
 
 @dataclass(frozen=True, eq=False)
