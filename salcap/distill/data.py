@@ -29,7 +29,7 @@ _SMALL, _FINER = 128, 1.125
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """The part of each image that a batch sees: ``theta`` (B, 2, 3), of `torch.nn.functional.affine_grid`."""
+    """The part of each image that a batch sees: ``theta`` (B, 2, 3), of `torch.nn.functional.affine_grid`, upright."""
 
     theta: Tensor
 
@@ -46,8 +46,11 @@ class View:
     def of(self, maps: Tensor, size: Size | None = None) -> Tensor:
         """(B, C, H, W) seen through the view, at ``size`` or their own."""
         size = size or (maps.shape[-2], maps.shape[-1])
-        theta = self.theta.to(maps.device)
-        grid = F.affine_grid(theta, [len(maps), 1, *size], align_corners=False)
+        # what affine_grid makes, which for the sake of any angle takes longer than the sampling
+        theta = self.theta.to(maps.device)[:, None, None]
+        y, x = (torch.linspace(1 / n - 1, 1 - 1 / n, n, device=maps.device) for n in size)
+        x, y = x * theta[..., 0, 0] + theta[..., 0, 2], y[:, None] * theta[..., 1, 1] + theta[..., 1, 2]
+        grid = torch.stack(torch.broadcast_tensors(x, y), -1)
         return F.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 

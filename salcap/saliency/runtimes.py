@@ -29,7 +29,7 @@ _CUDA_GRAPHS = 16  # numbers of frames whose graphs are kept
 _ONE_THREAD_A_CALL = ("onnx", "openvino")
 _OPSET = 17
 
-# Frames (n, 3, h, w), of clips also their times (n,) float32, to maps (n, h', w')
+# Frames (n, 3, h, w) in 0..1 or uint8, of clips also their times (n,) float32, to maps (n, h', w')
 Network = Callable[..., Tensor]
 
 
@@ -90,10 +90,11 @@ class FastUvaNet(UvaNet):
         runtime, workers, count = self._runtime_here(), torch.get_num_threads(), len(pixels)
         times = pts_seconds if count > 1 else None
         clips = times is not None
+        kind = clips, workers, pixels.dtype == torch.uint8
         networks = self.__dict__.setdefault("_networks", {})
-        if (clips, workers) not in networks:
-            networks[clips, workers] = _convert(self, runtime, clips, workers)
-        network = networks[clips, workers]
+        if kind not in networks:
+            networks[kind] = _convert(self, runtime, *kind)
+        network = networks[kind]
         threads = workers if runtime in _ONE_THREAD_A_CALL else 1  # torch has its own
         passes = threads * math.ceil(count / (threads * _FRAMES_PER_PASS[runtime]))
         passes = max(1, min(passes, count // _FEWEST_FRAMES))
@@ -130,40 +131,49 @@ class FastUvaNet(UvaNet):
         return {key: value for key, value in self.__dict__.items() if key != "_networks"}
 
 
-def fold_for_inference(model: UvaNet, clips: bool) -> nn.Module:
-    """A frozen copy with BatchNorms folded: pixels (n, 3, h, w), of clips also times (n,), to maps (n, h', w')."""
-    return _Fused(copy.deepcopy(model).eval().fold().requires_grad_(False), clips)
+def fold_for_inference(model: UvaNet, clips: bool, raw: bool = False) -> nn.Module:
+    """A frozen copy with BatchNorms folded: pixels, of clips also times (n,), to maps (n, h', w').
+
+    Args:
+        raw: pixels are (n, h, w, 3) uint8 instead of (n, 3, h, w) in 0..1.
+    """
+    return _Fused(copy.deepcopy(model).eval().fold().requires_grad_(False), clips, raw)
 
 
 class _Fused(nn.Module):
     """The prediction alone, of stills or of clips."""
 
-    def __init__(self, model: UvaNet, clips: bool) -> None:
+    def __init__(self, model: UvaNet, clips: bool, raw: bool) -> None:
         super().__init__()
-        self.model, self.clips = model, clips
+        self.model, self.clips, self.raw = model, clips, raw
 
     def forward(self, pixels: Tensor, times: Tensor | None = None) -> Tensor:
+        if self.raw:
+            pixels = pixels.permute(0, 3, 1, 2).float() / 255
         return self.model.streams(pixels[None], None if times is None else times[None]).fused
 
 
-def example_inputs(model: UvaNet, clips: bool, count: int = 5) -> tuple[Tensor, ...]:
+def example_inputs(model: UvaNet, clips: bool, count: int = 5, raw: bool = False) -> tuple[Tensor, ...]:
     """Pixels, and of clips the times, that `fold_for_inference`'s networks take."""
     pixels = torch.rand(count, 3, *model.input_size, generator=torch.Generator().manual_seed(0))
+    if raw:
+        pixels = (pixels * 255).byte().permute(0, 2, 3, 1).contiguous()
     return (pixels, torch.arange(count) / 8) if clips else (pixels,)
 
 
-def to_onnx(model: UvaNet, clips: bool) -> bytes:
-    """The network as an ONNX file: ``pixels`` (frames, 3, h, w) RGB in 0..1, of clips also ``times`` (frames,) float32
-    seconds, to ``log_density`` (frames, h', w') up to a constant per frame; ``frames`` is open, at least 2 of a clip.
+def to_onnx(model: UvaNet, clips: bool, raw: bool = False) -> bytes:
+    """The network as an ONNX file: ``pixels`` (frames, 3, h, w) RGB in 0..1, ``raw`` (frames, h, w, 3) uint8, of clips
+    also ``times`` (frames,) float32 seconds, to ``log_density`` (frames, h', w') up to a constant per frame; ``frames``
+    is open, at least 2 of a clip.
     """
-    network = fold_for_inference(model, clips).float().cpu()
+    network = fold_for_inference(model, clips, raw).float().cpu()
     names = ["pixels", "times"][: 1 + clips]
     content = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter that needs no onnxscript is the older one, which it says
         torch.onnx.export(
             network,
-            example_inputs(model, clips),
+            example_inputs(model, clips, raw=raw),
             content,  # type: ignore[arg-type]  # the older exporter takes a stream as well
             dynamo=False,
             opset_version=_OPSET,
@@ -220,18 +230,16 @@ def open_openvino(model: bytes | str, workers: int) -> Network:
 
 
 def _arrays(inputs: tuple[Tensor, ...]) -> list[np.ndarray]:
-    """Pixels, in 0..1 or uint8, and times as runtimes want them, by numpy: torch would use all threads in each."""
+    """Pixels and times as runtimes want them: raw pixels channels last."""
     pixels, *times = (tensor.numpy() for tensor in inputs)
-    if pixels.dtype == np.uint8:
-        pixels = np.divide(pixels, np.float32(255), out=np.empty(pixels.shape, np.float32))
-    return [np.ascontiguousarray(pixels), *times]
+    return [np.ascontiguousarray(pixels.transpose(0, 2, 3, 1) if pixels.dtype == np.uint8 else pixels), *times]
 
 
-def _convert(model: FastUvaNet, runtime: str, clips: bool, workers: int) -> Network:
+def _convert(model: FastUvaNet, runtime: str, clips: bool, workers: int, raw: bool) -> Network:
     if runtime == "onnx":
-        return open_onnx(to_onnx(model, clips))
+        return open_onnx(to_onnx(model, clips, raw))
     if runtime == "openvino":
-        return open_openvino(to_onnx(model, clips), workers)
+        return open_openvino(to_onnx(model, clips, raw), workers)
     network = fold_for_inference(model, clips).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if runtime == "torch":
         return lambda pixels, *times: network(pixels.contiguous(memory_format=torch.channels_last), *times)

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from salcap.saliency.streams import StreamModel, Streams
 
+_FINE_EXPANSION = 2
 _GAP_SECONDS = (1 / 120, 20.0)  # gaps between frames are read within these bounds
 
 
@@ -80,14 +81,15 @@ class UvaNet(StreamModel):
         image_size: frames are squeezed to this square; a multiple of 32.
         widths: channels at strides 2, 4, 8 and 16.
         depths: blocks at strides 4, 8 and 16.
+        expansion: of the blocks at strides 8 and 16; the finer ones, which take most of the time, have 2.
         prior: add a learned map of where people look in any frame.
     """
 
     def __init__(
         self,
         image_size: int = 64,
-        widths: tuple[int, int, int, int] = (16, 24, 40, 64),
-        depths: tuple[int, int, int] = (2, 3, 3),
+        widths: tuple[int, int, int, int] = (16, 24, 48, 64),
+        depths: tuple[int, int, int] = (1, 2, 3),
         expansion: int = 3,
         prior: bool = True,
     ) -> None:
@@ -97,25 +99,27 @@ class UvaNet(StreamModel):
         if len(widths) != 4 or len(depths) != 3 or min(depths) < 1:
             raise ValueError(f"expected 4 widths and 3 depths of at least 1, got {widths} and {depths}")
         stem, fine, middle, coarse = widths
-        self.stem = ConvNorm(3, stem, 3, stride=2)
-        self.fine = _stage(stem, fine, depths[0], expansion)
+        self.stem = nn.ModuleList((ConvNorm(3, stem, 3, stride=2), ConvNorm(stem, fine, 3, stride=2)))
+        self.fine = nn.Sequential(*(CARes(fine, fine, _FINE_EXPANSION) for _ in range(depths[0])))
         self.middle = _stage(fine, middle, depths[1], expansion)
         self.coarse = _stage(middle, coarse, depths[2], expansion)
-        self.spatial_middle = _Merge(coarse, middle, expansion)
-        self.spatial_fine = _Merge(middle, fine, expansion)
+        self.spatial_middle = _Merge(coarse, middle)
+        self.spatial_fine = _Merge(middle, fine)
         self.spatial_head = _Head(fine)
         self._feature_channels = (fine, middle, coarse, middle, fine)
         self.gap = nn.Linear(3, 2 * fine)
-        self.temporal_fine = CARes(fine, fine, expansion)
+        self.temporal_fine = CARes(fine, fine, _FINE_EXPANSION)
         self.temporal_middle = _stage(fine, middle, 1, expansion)
-        self.temporal_merge = _Merge(middle, fine, expansion)
+        self.temporal_merge = _Merge(middle, fine)
         self.temporal_head = _Head(fine)
-        self.fusion = CARes(2 * fine, fine, 2)
+        self.fusion = CARes(2 * fine, fine, _FINE_EXPANSION)
         self.fused_head = _Head(fine)
         self.prior = nn.Parameter(torch.zeros(image_size // 4, image_size // 4)) if prior else None
 
     def streams(self, pixels: Tensor, pts_seconds: Tensor | None = None) -> Streams:
-        x = F.relu6(self.stem((pixels.flatten(0, 1) - 0.5) * 4))
+        x = (pixels.flatten(0, 1) - 0.5) * 4
+        for conv in self.stem:
+            x = F.relu6(conv(x))
         fine = self.fine(x)
         middle = self.middle(fine)
         coarse = self.coarse(middle)
@@ -172,10 +176,10 @@ def _stage(inputs: int, outputs: int, depth: int, expansion: int) -> nn.Sequenti
 class _Merge(nn.Module):
     """Coarse features brought up, joined with finer ones by a sum, then a block."""
 
-    def __init__(self, coarse: int, fine: int, expansion: int) -> None:
+    def __init__(self, coarse: int, fine: int) -> None:
         super().__init__()
         self.lateral = ConvNorm(coarse, fine)
-        self.block = CARes(fine, fine, expansion)
+        self.block = CARes(fine, fine, _FINE_EXPANSION)
 
     def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
         return self.block(F.interpolate(self.lateral(coarse), scale_factor=2.0, mode="nearest") + fine)
