@@ -15,7 +15,8 @@ class Caption:
         start_seconds, end_seconds: the part of the video that the caption speaks of.
         score: mean log-probability per token; None where the captioner gives none.
         timings: milliseconds by stage (``read_ms``, ``saliency_ms``, ``encode_ms``, ``decode_ms``).
-        visual_tokens: tokens the text decoder saw, over all frames.
+        policy, scope: how ``prune`` chose; None without it.
+        visual_tokens: tokens the text decoder saw, over all frames; never above ``max_visual_tokens``.
     """
 
     text: str | None
@@ -28,7 +29,10 @@ class Caption:
     saliency: str | None = None
     mode: str = "none"
     policy: str | None = None
+    scope: str | None = None
     keep_ratio: float = 1.0
+    max_visual_tokens: int | None = None
+    min_keep: int = 1
     visual_tokens: int | None = None
     frame_pts_seconds: tuple[float, ...] = ()
     timings: dict[str, float] = field(default_factory=dict)

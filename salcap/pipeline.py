@@ -58,6 +58,8 @@ class SaliencyCaptioner:
         mode: str | None = None,
         policy: str | None = None,
         keep_ratio: float | None = None,
+        max_visual_tokens: int | None = None,
+        min_keep: int | None = None,
         scope: str | None = None,
         strength: float | None = None,
         seed: int | None = None,
@@ -71,8 +73,9 @@ class SaliencyCaptioner:
         Args:
             model: "salcap-mini" (bundled), a hub id, a local folder, or a loaded model (then give ``processor`` too).
             saliency: a registered backbone's name or an instance; None takes the captioner's default.
-            mode, policy, keep_ratio, scope, strength, seed: see `salcap.config.Weighting`; None takes the
-                captioner's default. A ``keep_ratio`` below 1 alone adds "prune" to the default mode.
+            mode, policy, keep_ratio, max_visual_tokens, min_keep, scope, strength, seed: see
+                `salcap.config.Weighting`; None takes the captioner's default. A ``keep_ratio`` below 1 or a
+                ``max_visual_tokens`` alone adds "prune" to the default mode, and replaces the default's budget.
         """
         from salcap.captioners import load_captioner
 
@@ -83,6 +86,8 @@ class SaliencyCaptioner:
             "mode": mode,
             "policy": policy,
             "keep_ratio": keep_ratio,
+            "max_visual_tokens": max_visual_tokens,
+            "min_keep": min_keep,
             "scope": scope,
             "strength": strength,
             "seed": seed,
@@ -195,6 +200,7 @@ class SaliencyCaptioner:
     def _blank(self, path: str | None, start: float | None, end: float | None) -> Caption:
         weighting = self.weighting
         looks = weighting.mode != "none"
+        prunes = "prune" in weighting.modes
         return Caption(
             text=None,
             path=path,
@@ -204,8 +210,11 @@ class SaliencyCaptioner:
             revision=self.captioner.revision,
             saliency=self.saliency.name if looks else None,
             mode=weighting.mode,
-            policy=weighting.policy if "prune" in weighting.modes else None,
+            policy=weighting.policy if prunes else None,
+            scope=weighting.scope if prunes else None,
             keep_ratio=weighting.keep_ratio,
+            max_visual_tokens=weighting.max_visual_tokens,
+            min_keep=weighting.min_keep,
         )
 
     def _record(self, clip: _Clip, text: GeneratedText) -> Caption:
@@ -235,21 +244,28 @@ class _Clip:
 def resolve_weighting(default: Weighting, **given: Any) -> Weighting:
     """A captioner's default weighting changed by what a user gave; None means not given.
 
-    A ``keep_ratio`` below 1 alone adds "prune" to the default mode; a mode without "prune" keeps all patches.
+    A ``keep_ratio`` below 1 or a ``max_visual_tokens`` alone adds "prune" to the default mode; either replaces the
+    default's budget of both. A mode without "prune" keeps all patches.
 
     Raises:
         ValueError: an option that the mode would ignore, or "prune" without a budget.
     """
     given = {name: value for name, value in given.items() if value is not None}
+    limit = given.get("max_visual_tokens")
     mode = given.get("mode", default.mode)
-    if "mode" not in given and given.get("keep_ratio", 1.0) < 1.0 and "prune" not in mode.split("+"):
+    if "mode" not in given and (limit is not None or given.get("keep_ratio", 1.0) < 1.0) and "prune" not in mode:
         mode = given["mode"] = "prune" if mode == "none" else f"{mode}+prune"
     modes = mode.split("+")
+    reset: dict[str, Any] = {}
+    if limit is not None or "keep_ratio" in given or "prune" not in modes:
+        reset = {"keep_ratio": 1.0, "max_visual_tokens": None}
+        if (limit is None) != (default.max_visual_tokens is None):  # the default's scope went with its kind of budget
+            reset["scope"] = "auto"
     if "prune" not in modes:
-        given.setdefault("keep_ratio", 1.0)  # the default budget belongs to the default mode
-    weighting = replace(default, **given)
-    if "prune" in modes and "keep_ratio" not in given and default.keep_ratio == 1.0:
-        raise ValueError(f"mode {mode!r} needs a keep_ratio below 1")
+        reset["min_keep"] = 1
+    weighting = replace(default, **{**reset, **given})
+    if not reset and default.keep_ratio == 1.0 and default.max_visual_tokens is None:
+        raise ValueError(f"mode {mode!r} needs a keep_ratio below 1 or max_visual_tokens")
     for name, users in (("policy", {"prune"}), ("scope", {"prune"}), ("strength", {"scale", "bias"})):
         if name in given and not users & set(modes):
             raise ValueError(

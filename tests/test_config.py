@@ -64,7 +64,7 @@ def test_default_weighting_is_the_unmodified_captioner() -> None:
         ({"mode": "none+prune"}, r"'none' cannot be combined, got 'none\+prune'"),
         ({"mode": "scale+scale"}, r"one mode twice, got 'scale\+scale'"),
         ({"policy": "foveat"}, "unknown policy 'foveat'.*did you mean 'foveate'"),
-        ({"scope": "video"}, "unknown scope 'video', allowed: frame, clip"),
+        ({"scope": "video"}, "unknown scope 'video', allowed: auto, frame, clip"),
         ({"mode": "prune", "keep_ratio": 0.0}, r"keep_ratio must be in \(0, 1\], got 0.0"),
         ({"mode": "prune", "keep_ratio": 1.5}, "got 1.5"),
         ({"mode": "prune", "keep_ratio": float("nan")}, "got nan"),
