@@ -26,8 +26,11 @@ def caption(
     videos: Annotated[list[Path], typer.Argument(help="Video files, or folders of them.")],
     num_frames: Annotated[
         int | None,
-        typer.Option(min=1, help="Frames to look at, spread evenly by time; default: 8, or the model's most."),
+        typer.Option(min=1, help="Frames to look at; default: 8, or the model's most."),
     ] = None,
+    frames: Annotated[
+        str, typer.Option(help="uniform: evenly by time; saliency: more where the gaze moves.")
+    ] = "uniform",
     saliency: Saliency = None,
     mode: Mode = None,
     policy: Annotated[str | None, typer.Option(help="top, stratified, foveate, random or pool.")] = None,
@@ -57,7 +60,7 @@ def caption(
         failed = 0
         with progress_bar(len(paths), "captioning") as advance:
             for path in paths:
-                result = captioner.caption_batch([path], num_frames, start, end, **generation)[0]
+                result = captioner.caption_batch([path], num_frames, start, end, frames, **generation)[0]
                 file.write(result)
                 advance(1)
                 for warning in result.warnings:
