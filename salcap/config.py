@@ -59,7 +59,7 @@ class Weighting:
             raise ValueError(f"keep_ratio must be in (0, 1], got {self.keep_ratio}")
         for name in ("max_visual_tokens", "min_keep"):
             number = getattr(self, name)
-            if number is not None and (type(number) is not int or number < 1):
+            if (type(number) is not int or number < 1) and (name, number) != ("max_visual_tokens", None):
                 raise ValueError(f"{name} must be a whole number from 1, got {number!r}")
         for name, neutral in (("keep_ratio", 1.0), ("max_visual_tokens", None), ("min_keep", 1)):
             if getattr(self, name) != neutral and "prune" not in self.modes:

@@ -218,12 +218,14 @@ class SaliencyCaptioner:
             return read(num_frames, **sized)
         # A pre-sample at the captioner's own size needs no second pass, which would decode nearly all again. At the
         # video's size it would cost more than that, in time as in memory.
-        twice = isinstance(video, str | PathLike) and not sized
+        from_file = isinstance(video, str | PathLike)
+        twice = from_file and not sized
         size = getattr(self.saliency, "input_size", None)
         small = {"size": size} if size else {"shortest_side": PRESAMPLE_SIDE}
         presample = read(presample_size(num_frames), **(small if twice else sized))
         with _timed(timings, "choose_ms"):
-            chosen = choose_frames(presample, self.saliency.predict(presample, size="native"), num_frames)
+            maps = self.saliency.predict(presample, size="native")
+            chosen = choose_frames(presample, maps, num_frames, presample.clip_seconds if from_file else None)
         return read(num_frames, at_seconds=chosen.pts_seconds.tolist()) if twice else chosen
 
     def _blank(self, path: str | None, start: float | None, end: float | None, choice: str) -> Caption:

@@ -17,11 +17,15 @@ STILL = 0.01  # share of the gaze: a smaller move from one frame to the next is 
 _ROUNDING = 1e-9  # seconds
 
 
-def uniform_indices(pts_seconds: Tensor, num_frames: int) -> Tensor:
+Span = tuple[float, float]  # start and end of a clip in seconds
+
+
+def uniform_indices(pts_seconds: Tensor, num_frames: int, span: Span | None = None) -> Tensor:
     """Indices of the frames on screen at the centres of ``num_frames`` equal parts of the time they span.
 
     Args:
         pts_seconds: (T,) non-decreasing.
+        span: of the clip; None: from the first frame on, the last one being shown for about as long as the others.
 
     Returns:
         (min(T, num_frames),) int64, strictly increasing.
@@ -29,14 +33,12 @@ def uniform_indices(pts_seconds: Tensor, num_frames: int) -> Tensor:
     total = len(pts_seconds)
     if total <= num_frames:
         return torch.arange(total)
-    # the last frame is shown for about as long as the others
-    step = (pts_seconds[-1] - pts_seconds[0]) / (total - 1)
-    span = pts_seconds[-1] - pts_seconds[0] + step
-    centres = pts_seconds[0] + span * (torch.arange(num_frames, dtype=torch.float64) + 0.5) / num_frames
+    start, end = span or _span(pts_seconds)
+    centres = start + (end - start) * (torch.arange(num_frames, dtype=torch.float64) + 0.5) / num_frames
     return torch.from_numpy(spread_indices(pts_seconds.numpy(), (centres + _ROUNDING).numpy()))
 
 
-def saliency_indices(log_density: Tensor, pts_seconds: Tensor, num_frames: int) -> Tensor:
+def saliency_indices(log_density: Tensor, pts_seconds: Tensor, num_frames: int, span: Span | None = None) -> Tensor:
     """Indices of the frames to look at: more where the gaze moves, but no stretch of the clip left out.
 
     Systematic sampling, as the "stratified" policy does it among patches. A frame weighs the share of the clip that it
@@ -50,7 +52,7 @@ def saliency_indices(log_density: Tensor, pts_seconds: Tensor, num_frames: int) 
 
     Args:
         log_density: (T, h, w), exp sums to 1 over each frame.
-        pts_seconds: (T,) non-decreasing.
+        pts_seconds, span: as for `uniform_indices`.
 
     Returns:
         (min(T, num_frames),) int64, strictly increasing.
@@ -59,14 +61,20 @@ def saliency_indices(log_density: Tensor, pts_seconds: Tensor, num_frames: int) 
     moves = density.diff(dim=0).abs().sum(-1) / 2
     moves = moves.where(moves > STILL, 0.0)
     if len(pts_seconds) <= num_frames or not moves.any():
-        return uniform_indices(pts_seconds, num_frames)
-    seconds = pts_seconds.double().diff()
-    seconds = torch.cat([seconds, seconds.mean()[None]])  # the last frame is shown for about as long as the others
+        return uniform_indices(pts_seconds, num_frames, span)
+    start, end = span or _span(pts_seconds)
+    edges = torch.cat([torch.tensor([start]), pts_seconds[1:], torch.tensor([end])]).double()
+    seconds = edges.diff().clamp_min(0.0)
     shown = seconds / seconds.sum() if seconds.any() else torch.full_like(seconds, 1 / len(seconds))
     weights = shown + torch.nn.functional.pad(moves, (1, 0)) / moves.sum().clamp_min(1.0)
     slots = bounded_shares(weights, num_frames, _ROUNDING, 1.0)
     middles = torch.arange(num_frames, dtype=torch.float64) + 0.5
     return torch.from_numpy(spread_indices((slots.cumsum(0) - slots).numpy(), middles.numpy()))
+
+
+def _span(pts_seconds: Tensor) -> Span:
+    first, last = float(pts_seconds[0]), float(pts_seconds[-1])
+    return first, last + (last - first) / max(len(pts_seconds) - 1, 1)
 
 
 def presample_size(num_frames: int) -> int:
@@ -77,20 +85,22 @@ def presample_size(num_frames: int) -> int:
     return num_frames * max(3, (PRESAMPLE_FRAMES // num_frames - 1) | 1)
 
 
-def choose_frames(presample: Frames, log_density: Tensor, num_frames: int) -> Frames:
+def choose_frames(presample: Frames, log_density: Tensor, num_frames: int, span: Span | None = None) -> Frames:
     """The frames of a clip that a captioner gets, by `saliency_indices`.
 
     Args:
         presample: `presample_size` frames, or all that the clip has.
         log_density: (T, h, w), their maps.
+        span: as for `uniform_indices`.
     """
     asked, given = presample_size(num_frames), len(presample)
-    # each of a full pre-sample stands for an equal part of the clip, whatever the time at which it came on screen
-    times = presample.pts_seconds if given < asked else torch.arange(given, dtype=torch.float64)
+    times = presample.pts_seconds
+    if given == asked:  # each stands for an equal part of the clip, whatever the time at which it came on screen
+        times, span = torch.arange(given, dtype=torch.float64), None
     warnings = tuple(warning for warning in presample.warnings if warning != shortage(asked, given))
     if given < num_frames:
         warnings += (shortage(num_frames, given),)
-    return replace(presample.take(saliency_indices(log_density, times, num_frames)), warnings=warnings)
+    return replace(presample.take(saliency_indices(log_density, times, num_frames, span)), warnings=warnings)
 
 
 def take_frames(
