@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from salcap.frames import Frames, shortage
 from salcap.timeline import spread_indices
-from salcap.weighting.apportion import bounded_shares
 
 FRAME_CHOICES = ("uniform", "saliency")
 PRESAMPLE_FRAMES = 64  # about as many frames are looked at for a choice by saliency
-STILL = 0.01  # share of the gaze: a smaller move from one frame to the next is noise, of codecs and rounding
+SPACING = 0.1  # what it costs to be one even interval away, beside 1 for a gaze that is wholly elsewhere
+STILL = 0.01  # share of the gaze: where no two maps differ by more, it is noise of codecs and rounding
 _ROUNDING = 1e-9  # seconds
-
 
 Span = tuple[float, float]  # start and end of a clip in seconds
 
@@ -39,37 +39,51 @@ def uniform_indices(pts_seconds: Tensor, num_frames: int, span: Span | None = No
 
 
 def saliency_indices(log_density: Tensor, pts_seconds: Tensor, num_frames: int, span: Span | None = None) -> Tensor:
-    """Indices of the frames to look at: more where the gaze moves, but no stretch of the clip left out.
+    """Indices of the frames that best stand for the others, by where people look and by time.
 
-    Systematic sampling, as the "stratified" policy does it among patches. A frame weighs the share of the clip that it
-    is on screen, plus how far the gaze moved since the frame before: the total variation between the two maps, as a
-    share of all moves of the clip (of one whole gaze, where all of them are less). The slots are shared out in
-    proportion, at most one a frame, and laid end to end; the frames at the middles of the slots are chosen.
-
-    So moves get half of the slots at most, and coverage is at worst that of half as many frames: between two chosen
-    frames that follow each other, frames that were passed over fill less than 2 / num_frames of the time, before the
-    first and after the last less than 1 / num_frames. Where no map moves it is the choice of `uniform_indices`.
+    Every frame that is passed over costs its weight times its distance to the nearer of the chosen frames before and
+    after it; dynamic programming finds the cheapest choice. The distance is the total variation between the two maps
+    (0 to 1) plus ``SPACING`` for each interval of an even choice between them. The weight is the share of the clip
+    that the frame is on screen, plus how far the gaze moved since the frame before, as a share of all moves (of one
+    whole gaze, where all of them are less). So frames go where the gaze moves, and no stretch is left out: between two
+    chosen frames, those passed over fill less than 2 / num_frames of the time, before the first and after the last
+    less than 1 / num_frames. Where no map differs from another it is the choice of `uniform_indices`.
 
     Args:
         log_density: (T, h, w), exp sums to 1 over each frame.
         pts_seconds, span: as for `uniform_indices`.
 
     Returns:
-        (min(T, num_frames),) int64, strictly increasing.
+        (min(T, num_frames),) int64, strictly increasing; of equally cheap choices the first.
     """
     density = log_density.detach().double().exp().flatten(1).cpu()
-    moves = density.diff(dim=0).abs().sum(-1) / 2
-    moves = moves.where(moves > STILL, 0.0)
-    if len(pts_seconds) <= num_frames or not moves.any():
+    apart = torch.cdist(density, density, p=1).numpy() / 2
+    if len(pts_seconds) <= num_frames or apart.max() <= STILL:
         return uniform_indices(pts_seconds, num_frames, span)
     start, end = span or _span(pts_seconds)
-    edges = torch.cat([torch.tensor([start]), pts_seconds[1:], torch.tensor([end])]).double()
-    seconds = edges.diff().clamp_min(0.0)
-    shown = seconds / seconds.sum() if seconds.any() else torch.full_like(seconds, 1 / len(seconds))
-    weights = shown + torch.nn.functional.pad(moves, (1, 0)) / moves.sum().clamp_min(1.0)
-    slots = bounded_shares(weights, num_frames, _ROUNDING, 1.0)
-    middles = torch.arange(num_frames, dtype=torch.float64) + 0.5
-    return torch.from_numpy(spread_indices((slots.cumsum(0) - slots).numpy(), middles.numpy()))
+    shown = np.diff([start, *pts_seconds[1:].tolist(), end]).clip(0.0)
+    shown = shown / shown.sum() if shown.any() else np.full(len(shown), 1 / len(shown))
+    edges = np.concatenate([[0.0], shown.cumsum()])
+    middles = (edges[:-1] + edges[1:]) / 2
+    moves = np.append(0.0, apart.diagonal(1))
+    weight = shown + moves / max(moves.sum(), 1.0)
+    distance = apart + SPACING * num_frames * np.abs(middles[:, None] - middles)
+    cost = weight[:, None] * distance  # of frame t where frame i stands for it
+    # between[i, j]: of the frames passed over if j is chosen next after i
+    between = np.stack([np.triu(np.minimum(row[:, None], cost), 1)[i + 1 :].sum(0) for i, row in enumerate(cost.T)])
+    allowed = np.triu(edges[:-1] - edges[1:, None] < 2 / num_frames, 1)
+    between = np.where(allowed, between, np.inf)
+    best = np.where(edges[:-1] < 1 / num_frames, np.triu(cost, 1).sum(0), np.inf)  # up to i, chosen last
+    rest = np.where(1 - edges[1:] < 1 / num_frames, np.tril(cost, -1).sum(0), np.inf)
+    steps = []
+    for _ in range(num_frames - 1):
+        paths = best[:, None] + between
+        steps.append(paths.argmin(0))
+        best = paths.min(0)
+    chosen = [int((best + rest).argmin())]
+    for step in reversed(steps):
+        chosen.append(int(step[chosen[-1]]))
+    return torch.tensor(chosen[::-1])
 
 
 def _span(pts_seconds: Tensor) -> Span:

@@ -22,7 +22,6 @@ ROWS = (
 )
 SIDEWAYS = {
     ("captioners", "weighting"),
-    ("sampling", "weighting"),  # slots in time are shared out as tokens are
     ("evaluation", "corpus"),  # captions of a data set come by the corpus code path
     ("training", "evaluation"),  # validation uses the one scorer
     ("distill", "evaluation"),
