@@ -129,7 +129,7 @@ class SaliencyCaptioner:
             VideoDecodeError: the file gives no frame.
             ValueError: settings that do not fit the video or the model.
         """
-        result = self._caption([video], num_frames, start_seconds, end_seconds, generation, True, frames)
+        result = self._caption([video], num_frames, start_seconds, end_seconds, frames, generation, raising=True)
         return result[0]
 
     def caption_batch(
@@ -148,7 +148,7 @@ class SaliencyCaptioner:
         """
         if isinstance(videos, str | PathLike | Frames):
             raise TypeError(f"caption_batch takes a list of videos, got one: {videos!r}")
-        return self._caption(list(videos), num_frames, start_seconds, end_seconds, generation, False, frames)
+        return self._caption(list(videos), num_frames, start_seconds, end_seconds, frames, generation, raising=False)
 
     def _caption(
         self,
@@ -156,13 +156,13 @@ class SaliencyCaptioner:
         num_frames: int | None,
         start: float | None,
         end: float | None,
+        choice: str,
         generation: dict[str, Any],
         raising: bool,
-        choice: str,
     ) -> list[Caption]:
         num_frames = self._check_request(num_frames, start, end)
-        looks = self.weighting.mode != "none"
         check_choice("frames", choice, FRAME_CHOICES)
+        looks = self.weighting.mode != "none"
         results: list[Caption | None] = [None] * len(videos)
         clips: list[_Clip] = []
         for index, video in enumerate(videos):
@@ -226,7 +226,10 @@ class SaliencyCaptioner:
         with _timed(timings, "choose_ms"):
             maps = self.saliency.predict(presample, size="native")
             chosen = choose_frames(presample, maps, num_frames, presample.clip_seconds if from_file else None)
-        return read(num_frames, at_seconds=chosen.pts_seconds.tolist()) if twice else chosen
+        if not twice:
+            return chosen
+        full = read(num_frames, at_seconds=chosen.pts_seconds.tolist())
+        return replace(full, warnings=tuple(dict.fromkeys(chosen.warnings + full.warnings)))
 
     def _blank(self, path: str | None, start: float | None, end: float | None, choice: str) -> Caption:
         weighting = self.weighting

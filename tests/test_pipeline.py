@@ -263,6 +263,8 @@ def test_a_captioner_that_reads_frames_at_full_size_gets_them_in_a_second_pass(t
     assert len(once.frame_pts_seconds) == len(twice.frame_pts_seconds) == 5
     assert set(full.pts_seconds.tolist()) < set(small.pts_seconds.tolist())
     assert (twice.start_seconds, twice.end_seconds, twice.warnings) == (0.5, 5.5, ())
+    short = captioner.caption(SAMPLE, 5, 1.01, 1.06, max_new_tokens=2, frames="saliency")
+    assert short.warnings == (f"asked for 5 frames, the clip gave {len(short.frame_pts_seconds)}",)
     alone = [salcap.read_frames(SAMPLE, 1, t, t + 0.01).pixels[0] for t in full.pts_seconds.tolist()]
     assert torch.equal(full.pixels, torch.stack(alone))
 
