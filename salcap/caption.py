@@ -14,8 +14,11 @@ class Caption:
         text: the caption; None where the clip failed, and then ``error`` says why.
         start_seconds, end_seconds: the part of the video that the caption speaks of.
         score: mean log-probability per token; None where the captioner gives none.
-        timings: milliseconds by stage (``read_ms``, ``saliency_ms``, ``encode_ms``, ``decode_ms``).
-        visual_tokens: tokens the text decoder saw, over all frames.
+        frames: how they were chosen, "uniform" or "saliency".
+        timings: milliseconds by stage (``read_ms``, ``saliency_ms``, ``encode_ms``, ``decode_ms``; with frames chosen
+            by saliency also ``choose_ms``).
+        policy, scope: how ``prune`` chose; None without it.
+        visual_tokens: tokens the text decoder saw, over all frames; never above ``max_visual_tokens``.
     """
 
     text: str | None
@@ -26,9 +29,13 @@ class Caption:
     model: str | None = None
     revision: str | None = None
     saliency: str | None = None
+    frames: str = "uniform"
     mode: str = "none"
     policy: str | None = None
+    scope: str | None = None
     keep_ratio: float = 1.0
+    max_visual_tokens: int | None = None
+    min_keep: int = 1
     visual_tokens: int | None = None
     frame_pts_seconds: tuple[float, ...] = ()
     timings: dict[str, float] = field(default_factory=dict)

@@ -25,7 +25,12 @@ class Weighting:
         mode: "none", "scale", "bias", "prune", or several joined by "+" ("scale+prune").
         policy: which tokens ``prune`` keeps; "random" and "pool" are controls that do not look at the map.
         keep_ratio: share of the patch tokens that ``prune`` keeps, in (0, 1].
-        scope: "frame" gives every frame the same budget; "clip" lets frames share it by their saliency mass.
+        scope: how frames share the clip's budget: "frame" the same for all, "clip" by their saliency mass; "auto" is
+            "clip" where ``max_visual_tokens`` is given and "frame" elsewhere.
+        max_visual_tokens: most tokens of a clip, prefix tokens among them, as `Caption.visual_tokens` counts; None: no
+            limit. With a ``keep_ratio`` the smaller of the two budgets holds. A clip that fits keeps every patch.
+        min_keep: fewest patch tokens in a frame's budget (all of them, where it has no more); raises what
+            ``keep_ratio`` leaves, and a ``max_visual_tokens`` that has no room for it is an error.
         strength: how far ``scale`` and ``bias`` go; 0 changes nothing.
         seed: of the random policies.
     """
@@ -33,7 +38,9 @@ class Weighting:
     mode: str = "none"
     policy: str = "foveate"
     keep_ratio: float = 1.0
-    scope: str = "frame"
+    scope: str = "auto"
+    max_visual_tokens: int | None = None
+    min_keep: int = 1
     strength: float = 0.5
     seed: int = 0
 
@@ -45,11 +52,18 @@ class Weighting:
         if len(self.modes) > 1 and "none" in self.modes:
             raise ValueError(f"mode 'none' cannot be combined, got {self.mode!r}")
         check_choice("policy", self.policy, POLICIES)
-        check_choice("scope", self.scope, ("frame", "clip"))
+        check_choice("scope", self.scope, ("auto", "frame", "clip"))
+        if self.scope == "auto":
+            object.__setattr__(self, "scope", "frame" if self.max_visual_tokens is None else "clip")
         if not 0.0 < self.keep_ratio <= 1.0:
             raise ValueError(f"keep_ratio must be in (0, 1], got {self.keep_ratio}")
-        if self.keep_ratio < 1.0 and "prune" not in self.modes:
-            raise ValueError(f"keep_ratio {self.keep_ratio} needs a mode with 'prune', got mode {self.mode!r}")
+        for name in ("max_visual_tokens", "min_keep"):
+            number = getattr(self, name)
+            if (type(number) is not int or number < 1) and (name, number) != ("max_visual_tokens", None):
+                raise ValueError(f"{name} must be a whole number from 1, got {number!r}")
+        for name, neutral in (("keep_ratio", 1.0), ("max_visual_tokens", None), ("min_keep", 1)):
+            if getattr(self, name) != neutral and "prune" not in self.modes:
+                raise ValueError(f"{name} {getattr(self, name)} needs a mode with 'prune', got mode {self.mode!r}")
         if not 0.0 <= self.strength < math.inf:
             raise ValueError(f"strength must be >= 0 and finite, got {self.strength}")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -44,9 +44,18 @@ class Frames:
             raise ValueError(f"pts_seconds must be finite and non-decreasing, got {times.tolist()}")
         object.__setattr__(self, "pts_seconds", times)
 
+    def take(self, indices: Tensor) -> Frames:
+        """The frames at ``indices`` (rising); all else stays."""
+        return replace(self, pixels=self.pixels[indices], pts_seconds=self.pts_seconds[indices])
+
     def __len__(self) -> int:
         return len(self.pixels)
 
     def __repr__(self) -> str:
         times = ", ".join(f"{t:.3f}" for t in self.pts_seconds.tolist())
         return f"Frames(pixels={tuple(self.pixels.shape)} uint8, pts_seconds=[{times}], source={self.source!r})"
+
+
+def shortage(asked: int, given: int) -> str:
+    """The warning of a clip that has fewer frames than were asked for."""
+    return f"asked for {asked} frames, the clip gave {given}"

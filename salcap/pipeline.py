@@ -15,13 +15,14 @@ from torch import Tensor
 
 from salcap.caption import Caption
 from salcap.captioners.base import Captioner, GeneratedText
-from salcap.config import Weighting
+from salcap.config import Weighting, check_choice
 from salcap.frames import Frames
 from salcap.saliency import SaliencyModel, check_registered_name, create_saliency
-from salcap.sampling import take_frames
+from salcap.sampling import FRAME_CHOICES, choose_frames, presample_size, take_frames
 from salcap.video import read_frames
 
 DEFAULT_NUM_FRAMES = 8
+PRESAMPLE_SIDE = 224  # pixels, for backbones that state no size of their own
 
 Video = str | PathLike[str] | Frames | np.ndarray | Tensor
 
@@ -58,6 +59,8 @@ class SaliencyCaptioner:
         mode: str | None = None,
         policy: str | None = None,
         keep_ratio: float | None = None,
+        max_visual_tokens: int | None = None,
+        min_keep: int | None = None,
         scope: str | None = None,
         strength: float | None = None,
         seed: int | None = None,
@@ -71,8 +74,9 @@ class SaliencyCaptioner:
         Args:
             model: "salcap-mini" (bundled), a hub id, a local folder, or a loaded model (then give ``processor`` too).
             saliency: a registered backbone's name or an instance; None takes the captioner's default.
-            mode, policy, keep_ratio, scope, strength, seed: see `salcap.config.Weighting`; None takes the
-                captioner's default. A ``keep_ratio`` below 1 alone adds "prune" to the default mode.
+            mode, policy, keep_ratio, max_visual_tokens, min_keep, scope, strength, seed: see
+                `salcap.config.Weighting`; None takes the captioner's default. A ``keep_ratio`` below 1 or a
+                ``max_visual_tokens`` alone adds "prune" to the default mode, and replaces the default's budget.
         """
         from salcap.captioners import load_captioner
 
@@ -83,6 +87,8 @@ class SaliencyCaptioner:
             "mode": mode,
             "policy": policy,
             "keep_ratio": keep_ratio,
+            "max_visual_tokens": max_visual_tokens,
+            "min_keep": min_keep,
             "scope": scope,
             "strength": strength,
             "seed": seed,
@@ -106,22 +112,24 @@ class SaliencyCaptioner:
         num_frames: int | None = None,
         start_seconds: float | None = None,
         end_seconds: float | None = None,
+        frames: str = "uniform",
         **generation: Any,
     ) -> Caption:
         """Caption one video.
 
         Args:
             video: a path, `Frames`, or uint8 RGB frames (T, H, W, 3) taken to be one second apart.
-            num_frames: frames to look at, spread evenly over the clip by time; None means 8, or as many as the
-                model takes where that is fewer.
+            num_frames: frames to look at; None means 8, or as many as the model takes where that is fewer.
             start_seconds, end_seconds: the part of the video to caption; None means from its start, to its end.
+            frames: "uniform" spreads them evenly over the clip by time; "saliency" takes more of them where the
+                backbone sees the gaze move, out of about 64 that it looks at (`salcap.sampling`).
             generation: keyword arguments of ``transformers``' generate (num_beams, max_new_tokens, ...).
 
         Raises:
             VideoDecodeError: the file gives no frame.
             ValueError: settings that do not fit the video or the model.
         """
-        result = self._caption([video], num_frames, start_seconds, end_seconds, generation, raising=True)
+        result = self._caption([video], num_frames, start_seconds, end_seconds, frames, generation, raising=True)
         return result[0]
 
     def caption_batch(
@@ -130,6 +138,7 @@ class SaliencyCaptioner:
         num_frames: int | None = None,
         start_seconds: float | None = None,
         end_seconds: float | None = None,
+        frames: str = "uniform",
         **generation: Any,
     ) -> list[Caption]:
         """Caption several videos in one batch; one that fails gets a Caption with ``error`` set and the others go on.
@@ -139,7 +148,7 @@ class SaliencyCaptioner:
         """
         if isinstance(videos, str | PathLike | Frames):
             raise TypeError(f"caption_batch takes a list of videos, got one: {videos!r}")
-        return self._caption(list(videos), num_frames, start_seconds, end_seconds, generation, raising=False)
+        return self._caption(list(videos), num_frames, start_seconds, end_seconds, frames, generation, raising=False)
 
     def _caption(
         self,
@@ -147,18 +156,19 @@ class SaliencyCaptioner:
         num_frames: int | None,
         start: float | None,
         end: float | None,
+        choice: str,
         generation: dict[str, Any],
         raising: bool,
     ) -> list[Caption]:
         num_frames = self._check_request(num_frames, start, end)
+        check_choice("frames", choice, FRAME_CHOICES)
         looks = self.weighting.mode != "none"
         results: list[Caption | None] = [None] * len(videos)
         clips: list[_Clip] = []
         for index, video in enumerate(videos):
             timings: dict[str, float] = {}
             try:
-                with _timed(timings, "read_ms"):
-                    frames = self._read(video, num_frames, start, end)
+                frames = self._read(video, num_frames, start, end, choice, timings)
                 log_density = None
                 if looks:
                     with _timed(timings, "saliency_ms"):
@@ -168,12 +178,13 @@ class SaliencyCaptioner:
                 if raising:
                     raise
                 name = str(video) if isinstance(video, str | PathLike) else None
-                results[index] = replace(self._blank(name, start, end), error=str(error) or type(error).__name__)
+                blank = self._blank(name, start, end, choice)
+                results[index] = replace(blank, error=str(error) or type(error).__name__)
         if clips:
             maps = [clip.log_density for clip in clips if clip.log_density is not None] if looks else None
             texts = self.captioner.generate([clip.frames for clip in clips], maps, self.weighting, **generation)
             for clip, text in zip(clips, texts, strict=True):
-                results[clip.index] = self._record(clip, text)
+                results[clip.index] = self._record(clip, text, choice)
         return [result for result in results if result is not None]
 
     def _check_request(self, num_frames: int | None, start: float | None, end: float | None) -> int:
@@ -187,14 +198,43 @@ class SaliencyCaptioner:
             raise ValueError(f"a clip must start at 0 s or later and end after its start, got {start} to {end} s")
         return num_frames
 
-    def _read(self, video: Video, num_frames: int, start: float | None, end: float | None) -> Frames:
-        if isinstance(video, str | PathLike):
-            return read_frames(video, num_frames, start, end, **self.captioner.read_options)
-        return take_frames(video if isinstance(video, Frames) else _frames_of_array(video), num_frames, start, end)
+    def _read(
+        self,
+        video: Video,
+        num_frames: int,
+        start: float | None,
+        end: float | None,
+        choice: str,
+        timings: dict[str, float],
+    ) -> Frames:
+        def read(count: int, **options: Any) -> Frames:
+            with _timed(timings, "read_ms"):
+                if isinstance(video, str | PathLike):
+                    return read_frames(video, count, start, end, **options)
+                return take_frames(video if isinstance(video, Frames) else _frames_of_array(video), count, start, end)
 
-    def _blank(self, path: str | None, start: float | None, end: float | None) -> Caption:
+        sized = self.captioner.read_options
+        if choice == "uniform":
+            return read(num_frames, **sized)
+        # A pre-sample at the captioner's own size needs no second pass, which would decode nearly all again. At the
+        # video's size it would cost more than that, in time as in memory.
+        from_file = isinstance(video, str | PathLike)
+        twice = from_file and not sized
+        size = getattr(self.saliency, "input_size", None)
+        small = {"size": size} if size else {"shortest_side": PRESAMPLE_SIDE}
+        presample = read(presample_size(num_frames), **(small if twice else sized))
+        with _timed(timings, "choose_ms"):
+            maps = self.saliency.predict(presample, size="native")
+            chosen = choose_frames(presample, maps, num_frames, presample.clip_seconds if from_file else None)
+        if not twice:
+            return chosen
+        full = read(num_frames, at_seconds=chosen.pts_seconds.tolist())
+        return replace(full, warnings=tuple(dict.fromkeys(chosen.warnings + full.warnings)))
+
+    def _blank(self, path: str | None, start: float | None, end: float | None, choice: str) -> Caption:
         weighting = self.weighting
         looks = weighting.mode != "none"
+        prunes = "prune" in weighting.modes
         return Caption(
             text=None,
             path=path,
@@ -202,17 +242,21 @@ class SaliencyCaptioner:
             end_seconds=end,
             model=self.captioner.name,
             revision=self.captioner.revision,
-            saliency=self.saliency.name if looks else None,
+            saliency=self.saliency.name if looks or choice == "saliency" else None,
+            frames=choice,
             mode=weighting.mode,
-            policy=weighting.policy if "prune" in weighting.modes else None,
+            policy=weighting.policy if prunes else None,
+            scope=weighting.scope if prunes else None,
             keep_ratio=weighting.keep_ratio,
+            max_visual_tokens=weighting.max_visual_tokens,
+            min_keep=weighting.min_keep,
         )
 
-    def _record(self, clip: _Clip, text: GeneratedText) -> Caption:
+    def _record(self, clip: _Clip, text: GeneratedText, choice: str) -> Caption:
         times = tuple(round(t, 6) for t in clip.frames.pts_seconds.tolist())
         start, end = clip.frames.clip_seconds or (times[0], times[-1])
         return replace(
-            self._blank(clip.frames.source, round(start, 6), round(end, 6)),
+            self._blank(clip.frames.source, round(start, 6), round(end, 6), choice),
             text=text.text,
             score=text.score,
             visual_tokens=text.visual_tokens,
@@ -235,21 +279,28 @@ class _Clip:
 def resolve_weighting(default: Weighting, **given: Any) -> Weighting:
     """A captioner's default weighting changed by what a user gave; None means not given.
 
-    A ``keep_ratio`` below 1 alone adds "prune" to the default mode; a mode without "prune" keeps all patches.
+    A ``keep_ratio`` below 1 or a ``max_visual_tokens`` alone adds "prune" to the default mode; either replaces the
+    default's budget of both. A mode without "prune" keeps all patches.
 
     Raises:
         ValueError: an option that the mode would ignore, or "prune" without a budget.
     """
     given = {name: value for name, value in given.items() if value is not None}
+    limit = given.get("max_visual_tokens")
     mode = given.get("mode", default.mode)
-    if "mode" not in given and given.get("keep_ratio", 1.0) < 1.0 and "prune" not in mode.split("+"):
+    if "mode" not in given and (limit is not None or given.get("keep_ratio", 1.0) < 1.0) and "prune" not in mode:
         mode = given["mode"] = "prune" if mode == "none" else f"{mode}+prune"
     modes = mode.split("+")
+    reset: dict[str, Any] = {}
+    if limit is not None or "keep_ratio" in given or "prune" not in modes:
+        reset = {"keep_ratio": 1.0, "max_visual_tokens": None}
+        if (limit is None) != (default.max_visual_tokens is None):  # the default's scope went with its kind of budget
+            reset["scope"] = "auto"
     if "prune" not in modes:
-        given.setdefault("keep_ratio", 1.0)  # the default budget belongs to the default mode
-    weighting = replace(default, **given)
-    if "prune" in modes and "keep_ratio" not in given and default.keep_ratio == 1.0:
-        raise ValueError(f"mode {mode!r} needs a keep_ratio below 1")
+        reset["min_keep"] = 1
+    weighting = replace(default, **{**reset, **given})
+    if not reset and default.keep_ratio == 1.0 and default.max_visual_tokens is None:
+        raise ValueError(f"mode {mode!r} needs a keep_ratio below 1 or max_visual_tokens")
     for name, users in (("policy", {"prune"}), ("scope", {"prune"}), ("strength", {"scale", "bias"})):
         if name in given and not users & set(modes):
             raise ValueError(
@@ -262,7 +313,7 @@ def resolve_weighting(default: Weighting, **given: Any) -> Weighting:
 def _timed(timings: dict[str, float], name: str) -> Iterator[None]:
     started = time.perf_counter()
     yield
-    timings[name] = (time.perf_counter() - started) * 1000
+    timings[name] = timings.get(name, 0.0) + (time.perf_counter() - started) * 1000
 
 
 def _frames_of_array(array: np.ndarray | Tensor) -> Frames:

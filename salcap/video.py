@@ -12,9 +12,9 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from textwrap import shorten
 from typing import Any, BinaryIO, TypeAlias
 
@@ -26,23 +26,15 @@ from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
-from salcap.frames import Frames
+from salcap.frames import Frames, shortage
 from salcap.timeline import MAX_ERRORS, Ticks, Timed, Timeline, spread_times
-from salcap.video_info import VideoDecodeError, VideoInfo, local_file
+from salcap.video_info import FORMATS, VideoDecodeError, VideoInfo, local_file
 
 __all__ = ["VideoDecodeError", "VideoInfo", "probe", "read_frames"]
 
 MAX_PIXELS = 8192 * 8192  # of a decoded frame; a file that declares more is refused before memory is taken
 MAX_THREADS = 4  # each decoding thread holds a frame, and after a seek wastes one
 SCALING = 4 | 0x2000 | 0x40000  # swscale's BICUBIC, FULL_CHR_H_INT, ACCURATE_RND: PyAV 17 has no names for flags
-
-# Not among them: playlists (hls, concat, dash) read other files or wait for ever, tty draws any text, image2 takes
-# patterns for names. Sound is, to say of it that it has no video stream.
-FORMATS = (
-    "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,live_flv,asf,ogg,gif,apng,nut,mxf,rm,wtv,dv,ivf,obu,av1,h264,"
-    "hevc,vvc,m4v,h263,vc1,mjpeg,yuv4mpegpipe,png_pipe,jpeg_pipe,webp_pipe,bmp_pipe,tiff_pipe,gif_pipe,jpegxl_pipe,"
-    "jpegxl_anim,mp3,aac,ac3,flac,wav"
-)
 
 # What PyAV raises on broken files; IndexError where a stream turns up late
 FAILURES = (av.FFmpegError, ArithmeticError, LookupError, MemoryError, OSError, ValueError)
@@ -83,6 +75,7 @@ def read_frames(
     start_seconds: float | None = None,
     end_seconds: float | None = None,
     *,
+    at_seconds: Sequence[float] | None = None,
     size: tuple[int, int] | None = None,
     shortest_side: int | None = None,
     exact: bool = False,
@@ -100,6 +93,7 @@ def read_frames(
         start_seconds: start of the clip, counted from the start of the video stream; None: the start.
         end_seconds: end of the clip, exclusive; None, or with a warning a later time: the end of the video. A frame
             that came on screen before ``start_seconds`` and is still there belongs to the clip, with its earlier time.
+        at_seconds: rising times at which to take the frames on screen instead, none moved; overrides ``num_frames``.
         size: (height, width) in pixels to which frames are stretched, up or down.
         shortest_side: pixels to which the shorter side is scaled down, aspect kept; smaller frames stay as they are.
         exact: never move a frame. Otherwise a middle that costs more than 48 frames of decoding (never so in short
@@ -113,15 +107,20 @@ def read_frames(
         ValueError: arguments out of range; a clip that starts after the end of the video, or ends before it starts.
         VideoDecodeError: no frame: missing, not a regular file, not a video, damaged, more than MAX_PIXELS, a URL.
     """
-    num_frames = operator.index(num_frames)
+    num_frames = operator.index(num_frames) if at_seconds is None else len(at_seconds)
+    if at_seconds is not None and any(after <= before for before, after in pairwise(at_seconds)):
+        raise ValueError(f"at_seconds must rise, got {list(at_seconds)}")
     if num_frames < 1:
         raise ValueError(f"num_frames must be at least 1, got {num_frames}")
     with _Video(path) as video:
         video.scale_to(size, shortest_side)
         start, end = video.clip(start_seconds, end_seconds)
         interval = (end - start) / num_frames
-        targets = [math.floor(start + (number + Fraction(1, 2)) * interval) for number in range(num_frames)]
-        pictures = video.read(video.frames_at(video.plan(targets, 0 if exact else interval)), end)
+        if at_seconds is None:
+            targets = [math.floor(start + (number + Fraction(1, 2)) * interval) for number in range(num_frames)]
+        else:
+            targets = [video.origin + round(Fraction(seconds) / video.time_base) for seconds in at_seconds]
+        pictures = video.read(video.frames_at(video.plan(targets, 0 if exact or at_seconds else interval)), end)
         if len(pictures) < num_frames:  # stills, damage, or a short clip: choose among the frames that there are
             times = spread_times(video.shown_times(start, end), targets)
             missing = video.plan([ticks for ticks in times if ticks not in pictures])
@@ -133,7 +132,7 @@ def read_frames(
         if not pictures:
             raise video.failed("no frame of the clip could be decoded")
         if len(pictures) < num_frames:
-            video.notes.append(f"asked for {num_frames} frames, the clip gave {len(pictures)}")
+            video.notes.append(shortage(num_frames, len(pictures)))
         if end_seconds is not None and end_seconds > video.seconds(video.end):
             video.notes.append(f"end_seconds {end_seconds} is beyond the end of the video: read up to it")
         shown = spread_times(sorted(pictures), targets)

@@ -8,6 +8,14 @@ import re
 import stat
 from dataclasses import dataclass
 
+# Containers that are read. Not among them: playlists (hls, concat, dash) read other files or wait for ever, tty draws
+# any text, image2 takes patterns for names. Sound is, to say of it that it has no video stream.
+FORMATS = (
+    "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,live_flv,asf,ogg,gif,apng,nut,mxf,rm,wtv,dv,ivf,obu,av1,h264,"
+    "hevc,vvc,m4v,h263,vc1,mjpeg,yuv4mpegpipe,png_pipe,jpeg_pipe,webp_pipe,bmp_pipe,tiff_pipe,gif_pipe,jpegxl_pipe,"
+    "jpegxl_anim,mp3,aac,ac3,flac,wav"
+)
+
 
 class VideoDecodeError(RuntimeError):
     """A file that gives no frame; the message names it and repeats the decoder's own words.

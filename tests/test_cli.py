@@ -46,6 +46,19 @@ def test_caption_writes_records(folder, tmp_path):
     assert set(expected.split()) <= set(record)
 
 
+def test_caption_keeps_to_a_number_of_tokens_and_chooses_frames(folder):
+    result = run(
+        "caption", SAMPLE, "--model", folder, "--mode", "prune", "--max-visual-tokens", 25, "--min-keep", 4,
+        "--num-frames", 3, "--frames", "saliency", "--saliency", "spectral_residual", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    assert (record["max_visual_tokens"], record["min_keep"], record["scope"]) == (25, 4, "clip")
+    assert (record["keep_ratio"], record["visual_tokens"], record["frames"]) == (1.0, 25, "saliency")
+    assert len(record["frame_pts_seconds"]) == 3
+    assert record["timings"]["choose_ms"] > 0
+
+
 def test_caption_of_a_folder_goes_on_after_a_failure(folder, tmp_path):
     videos = tmp_path / "videos"
     videos.mkdir()
@@ -102,7 +115,10 @@ def test_subtitles(folder, tmp_path):
         (("--num-frames", "0"), "--num-frames"),
         (("--start", "3", "--end", "1"), "got 3.0 to 1.0 s"),
         (("--mode", "scale", "--policy", "top"), "policy 'top' does nothing in mode 'scale'"),
-        (("--mode", "prune"), "needs a keep_ratio below 1"),
+        (("--mode", "prune"), "needs a keep_ratio below 1 or max_visual_tokens"),
+        (("--mode", "prune", "--max-visual-tokens", "7"), "max_visual_tokens must be at least 8 for 8 frames"),
+        (("--mode", "scale", "--max-visual-tokens", "64"), "max_visual_tokens 64 needs a mode with 'prune'"),
+        (("--frames", "salient"), "unknown frames 'salient', allowed: uniform, saliency"),
     ],
 )
 def test_wrong_use_is_status_2_and_says_what_is_allowed(folder, arguments, message):
@@ -157,6 +173,14 @@ def test_evaluate(folder, tmp_path, java, shared):
     assert settings == [(0.5, "top"), (0.5, "random"), (0.25, "top"), (0.25, "random")]
     assert all(r["num_items"] == 6 and "cider" in r["scores"] for r in rows)
     assert len(json.loads(out.read_text())[0]["captions"]) == 6
+    result = run(
+        "evaluate", "--dataset", "flickr8k-val", "--root", shared / "data/captions/flickr8k", "--model", folder,
+        "--limit", 2, "--policy", "top,random", "--max-visual-tokens", 5, "--min-keep", 3, "--num-beams", 1, "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [(r["policy"], r["visual_tokens"]) for r in rows] == [("top", 5), ("random", 5)]
+    assert all((r["max_visual_tokens"], r["min_keep"], r["keep_ratio"]) == (5, 3, 1.0) for r in rows)
 
 
 @pytest.mark.parametrize("dataset, message", [("mscoco", "allowed: flickr8k-val"), ("flickr8k-val", "captions.jsonl")])

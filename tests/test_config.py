@@ -55,6 +55,15 @@ def test_default_weighting_is_the_unmodified_captioner() -> None:
     assert Weighting().keep_ratio == 1.0
 
 
+def test_a_limit_for_the_clip_is_shared_over_the_clip_unless_told_otherwise() -> None:
+    assert Weighting("prune", keep_ratio=0.5).scope == "frame"
+    assert Weighting("prune", max_visual_tokens=64).scope == "clip"
+    assert Weighting("prune", max_visual_tokens=64, scope="frame").scope == "frame"
+    assert Weighting("prune", keep_ratio=0.5, max_visual_tokens=64) == Weighting(
+        "prune", keep_ratio=0.5, max_visual_tokens=64, scope="clip"
+    )
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [
@@ -64,11 +73,18 @@ def test_default_weighting_is_the_unmodified_captioner() -> None:
         ({"mode": "none+prune"}, r"'none' cannot be combined, got 'none\+prune'"),
         ({"mode": "scale+scale"}, r"one mode twice, got 'scale\+scale'"),
         ({"policy": "foveat"}, "unknown policy 'foveat'.*did you mean 'foveate'"),
-        ({"scope": "video"}, "unknown scope 'video', allowed: frame, clip"),
+        ({"scope": "video"}, "unknown scope 'video', allowed: auto, frame, clip"),
         ({"mode": "prune", "keep_ratio": 0.0}, r"keep_ratio must be in \(0, 1\], got 0.0"),
         ({"mode": "prune", "keep_ratio": 1.5}, "got 1.5"),
         ({"mode": "prune", "keep_ratio": float("nan")}, "got nan"),
         ({"mode": "scale", "keep_ratio": 0.5}, "keep_ratio 0.5 needs a mode with 'prune', got mode 'scale'"),
+        ({"max_visual_tokens": 64}, "max_visual_tokens 64 needs a mode with 'prune', got mode 'none'"),
+        ({"mode": "scale", "min_keep": 2}, "min_keep 2 needs a mode with 'prune', got mode 'scale'"),
+        ({"mode": "prune", "max_visual_tokens": 0}, "max_visual_tokens must be a whole number from 1, got 0"),
+        ({"mode": "prune", "max_visual_tokens": 0.5}, "whole number from 1, got 0.5"),
+        ({"mode": "prune", "max_visual_tokens": True}, "whole number from 1, got True"),
+        ({"mode": "prune", "min_keep": 0}, "min_keep must be a whole number from 1, got 0"),
+        ({"mode": "prune", "min_keep": None}, "min_keep must be a whole number from 1, got None"),
         ({"strength": -0.1}, "strength must be >= 0 and finite, got -0.1"),
         ({"strength": float("inf")}, "got inf"),
         ({"strength": float("nan")}, "got nan"),

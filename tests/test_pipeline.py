@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,9 @@ import tiny_models
 import torch
 
 import salcap
-from salcap import SaliencyCaptioner
+from salcap import SaliencyCaptioner, Weighting
+from salcap.pipeline import resolve_weighting
+from salcap.sampling import presample_size
 
 SAMPLE = Path(__file__).resolve().parents[1] / "data" / "sample.mp4"
 
@@ -138,7 +142,9 @@ def test_a_backbone_given_as_an_object_is_put_in_evaluation_mode(tiny):
     [
         ({"saliency": "center"}, "give a mode of"),
         ({"policy": "top"}, "policy 'top' does nothing in mode 'none'"),
-        ({"mode": "prune"}, "needs a keep_ratio below 1"),
+        ({"mode": "prune"}, "needs a keep_ratio below 1 or max_visual_tokens"),
+        ({"mode": "scale", "max_visual_tokens": 9}, "max_visual_tokens 9 needs a mode with 'prune'"),
+        ({"min_keep": 2}, "min_keep 2 needs a mode with 'prune', got mode 'none'"),
         ({"mode": "prune", "keep_ratio": 0.5, "strength": 0.2}, "strength 0.2 does nothing in mode 'prune'"),
         ({"mode": "zoomm"}, "unknown mode 'zoomm'"),
         ({"mode": "scale", "keep_ratio": 0.5}, "needs a mode with 'prune'"),
@@ -150,6 +156,129 @@ def test_a_backbone_given_as_an_object_is_put_in_evaluation_mode(tiny):
 def test_wrong_settings_fail(tiny, options, message):
     with pytest.raises(ValueError, match=message):
         SaliencyCaptioner.from_pretrained(tiny.model, tiny.processor, **options)
+
+
+def test_a_budget_that_is_given_replaces_the_default_one():
+    half = Weighting("scale+prune", "top", keep_ratio=0.5, scope="clip", min_keep=3, strength=0.2)
+    limit = Weighting("prune", max_visual_tokens=99, min_keep=2)
+    cases = [
+        (Weighting(), {"max_visual_tokens": 64}, Weighting("prune", max_visual_tokens=64)),
+        (Weighting("scale"), {"max_visual_tokens": 64}, Weighting("scale+prune", max_visual_tokens=64)),
+        (half, {"max_visual_tokens": 64}, replace(half, keep_ratio=1.0, max_visual_tokens=64)),
+        (half, {"keep_ratio": 0.25}, replace(half, keep_ratio=0.25)),
+        (half, {"min_keep": 1}, replace(half, min_keep=1)),
+        (half, {"policy": "pool"}, replace(half, policy="pool")),
+        (half, {"keep_ratio": 0.7, "max_visual_tokens": 9}, replace(half, keep_ratio=0.7, max_visual_tokens=9)),
+        (half, {"mode": "bias"}, Weighting("bias", "top", scope="clip", strength=0.2)),
+        (limit, {"keep_ratio": 0.5}, Weighting("prune", keep_ratio=0.5, min_keep=2)),
+        (limit, {"max_visual_tokens": 9, "scope": "frame"}, replace(limit, max_visual_tokens=9, scope="frame")),
+        (limit, {"mode": "none"}, Weighting()),
+        (limit, {"mode": "prune"}, limit),
+    ]
+    for default, given, expected in cases:
+        assert resolve_weighting(default, **given) == expected, given
+
+
+def test_a_limit_over_the_clip_goes_to_the_frames_that_hold_the_gaze_least(tiny):
+    """One frame is looked at in one place, the others all over: the same video, and a record that says how."""
+
+    class OneSpot(salcap.SaliencyModel):
+        def forward(self, pixels, pts_seconds=None):
+            maps = torch.zeros(len(pixels), 8, 8)
+            maps[0, 1:] = -30.0
+            return maps
+
+    load = functools.partial(SaliencyCaptioner.from_pretrained, tiny.model, tiny.processor)
+    captioner = load(saliency=OneSpot(), mode="prune", policy="top", max_visual_tokens=20)
+    result = captioner.caption(SAMPLE, num_frames=3)
+    assert (result.visual_tokens, result.max_visual_tokens, result.keep_ratio) == (20, 20, 1.0)
+    assert (result.mode, result.policy, result.scope, result.min_keep) == ("prune", "top", "clip", 1)
+    assert result.to_dict()["max_visual_tokens"] == 20
+    plain = load(mode="none").caption(SAMPLE, num_frames=3)
+    assert (plain.scope, plain.max_visual_tokens, plain.visual_tokens) == (None, None, 48)
+    for most in (48, 1000):
+        fits = captioner.with_weighting(max_visual_tokens=most).caption(SAMPLE, num_frames=3)
+        assert (fits.text, fits.score, fits.visual_tokens) == (plain.text, plain.score, 48)
+    assert captioner.with_weighting(max_visual_tokens=47).caption(SAMPLE, num_frames=3).score != plain.score
+    with pytest.raises(ValueError, match=r"max_visual_tokens must be at least 21 .* got 20"):
+        captioner.with_weighting(min_keep=7).caption(SAMPLE, num_frames=3)
+
+
+# --- frames by saliency ---
+
+
+@pytest.mark.parametrize("num_frames", [1, 3, 6, 8, 40])
+def test_where_no_map_moves_frames_by_saliency_are_the_uniform_ones(tiny, num_frames):
+    """From a file (also in part), from frames in memory, and all that is there if there are few."""
+    captioner = SaliencyCaptioner.from_pretrained(tiny.model, tiny.processor, saliency="center", mode="scale")
+    memory = salcap.read_frames(SAMPLE, 150, **captioner.captioner.read_options)
+    few = replace(memory.take(torch.arange(0, 150, 20)), clip_seconds=None)
+    for video, window in ((SAMPLE, {}), (SAMPLE, {"start_seconds": 1.3, "end_seconds": 4.9}), (memory, {}), (few, {})):
+        uniform = captioner.caption(video, num_frames, max_new_tokens=3, **window)
+        chosen = captioner.caption(video, num_frames, max_new_tokens=3, frames="saliency", **window)
+        assert set(chosen.timings) - set(uniform.timings) == {"choose_ms"}
+        neutral = {"timings": {}, "frames": "uniform"}
+        assert replace(chosen, **neutral) == replace(uniform, **neutral)
+        assert (uniform.frames, chosen.frames) == ("uniform", "saliency")
+
+
+def test_frames_by_saliency_go_to_the_eventful_second(tiny):
+    """Ten seconds of grey with a bright ball, which moves in the seventh alone; the bundled student looks at them."""
+    times = torch.arange(100) / 10.0
+    pixels = torch.full((100, 3, 96, 128), 90, dtype=torch.uint8)
+    for number, second in enumerate(times.tolist()):
+        x = 10 + round(90 * min(max(second - 6.0, 0.0), 1.0))
+        pixels[number, :, 30:60, x : x + 24] = 250
+    frames = salcap.Frames(pixels, times)
+    captioner = SaliencyCaptioner.from_pretrained(tiny.model, tiny.processor, saliency="uva_net", mode="none")
+    uniform = captioner.caption(frames, 6, max_new_tokens=2)
+    chosen = captioner.caption(frames, 6, max_new_tokens=2, frames="saliency")
+    assert (uniform.saliency, chosen.saliency) == (None, "uva_net")
+    eventful = [sum(6.0 <= t <= 7.1 for t in result.frame_pts_seconds) for result in (uniform, chosen)]
+    assert eventful[0] <= 1
+    assert eventful[1] >= 3
+    assert min(chosen.frame_pts_seconds) < 2.0
+    assert max(chosen.frame_pts_seconds) > 7.1
+    array = captioner.caption(pixels.permute(0, 2, 3, 1).numpy(), 6, max_new_tokens=2, frames="saliency")
+    assert array.frame_pts_seconds == tuple(round(10 * t, 6) for t in chosen.frame_pts_seconds)
+
+
+def test_a_captioner_that_reads_frames_at_full_size_gets_them_in_a_second_pass(tiny, monkeypatch):
+    """The pre-sample is read small then; the frames are those of the file all the same."""
+    captioner = SaliencyCaptioner.from_pretrained(tiny.model, tiny.processor, saliency="uva_net", mode="none")
+    read: list[salcap.Frames] = []
+
+    def read_frames(*args, **options):
+        read.append(salcap.read_frames(*args, **options))
+        return read[-1]
+
+    monkeypatch.setattr("salcap.pipeline.read_frames", read_frames)
+    once = captioner.caption(SAMPLE, 5, max_new_tokens=2, frames="saliency")
+    assert [frames.pixels.shape[-2:] for frames in read] == [(64, 64)]
+    monkeypatch.setattr(captioner.captioner, "read_options", {})
+    twice = captioner.caption(SAMPLE, 5, 0.5, 5.5, max_new_tokens=2, frames="saliency")
+    small, full = read[1:]
+    assert (len(small), small.pixels.shape[-2:]) == (presample_size(5), (64, 64))
+    assert full.pixels.shape[-2:] == salcap.read_frames(SAMPLE, 1).pixels.shape[-2:]
+    assert len(once.frame_pts_seconds) == len(twice.frame_pts_seconds) == 5
+    assert set(full.pts_seconds.tolist()) < set(small.pts_seconds.tolist())
+    assert (twice.start_seconds, twice.end_seconds, twice.warnings) == (0.5, 5.5, ())
+    short = captioner.caption(SAMPLE, 5, 1.01, 1.06, max_new_tokens=2, frames="saliency")
+    assert short.warnings == (f"asked for 5 frames, the clip gave {len(short.frame_pts_seconds)}",)
+    alone = [salcap.read_frames(SAMPLE, 1, t, t + 0.01).pixels[0] for t in full.pts_seconds.tolist()]
+    assert torch.equal(full.pixels, torch.stack(alone))
+
+
+def test_frames_by_saliency_of_a_short_clip_are_all_it_has_and_say_so(tiny):
+    captioner = SaliencyCaptioner.from_pretrained(tiny.model, tiny.processor, saliency="uva_net", mode="none")
+    array = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), np.uint8)
+    assert captioner.caption(array, 6, frames="saliency").frame_pts_seconds == (0, 1, 2, 3, 4, 5)
+    result = captioner.caption(array, 8, frames="saliency")
+    assert result.frame_pts_seconds == (0, 1, 2, 3, 4, 5)
+    assert result.warnings == ("asked for 8 frames, the clip gave 6",)
+    assert captioner.caption(array, 4, frames="saliency").warnings == ()
+    with pytest.raises(ValueError, match="unknown frames 'salient', allowed: uniform, saliency; did you mean"):
+        captioner.caption_batch([array], frames="salient")
 
 
 def test_the_default_number_of_frames_fits_the_model():

@@ -110,6 +110,20 @@ def test_every_single_frame_can_be_had(videos: dict[str, Path], kind: str) -> No
 
 
 @pytest.mark.parametrize("kind", CONTAINERS)
+def test_frames_seen_before_are_read_again_by_their_times(videos: dict[str, Path], kind: str) -> None:
+    """Those that a choice fell on: irregular, some next to each other; also of a part of the video."""
+    chosen = [2, 3, 11, 12, 26, 40, 49]
+    small = read_frames(videos[kind], TOTAL, size=(8, 16))
+    frames = read_frames(videos[kind], at_seconds=small.pts_seconds[chosen].tolist())
+    assert numbers(frames) == chosen
+    assert torch.equal(frames.pts_seconds, small.pts_seconds[chosen])
+    assert (frames.warnings, frames.clip_seconds) == ((), small.clip_seconds)
+    part = read_frames(videos[kind], 99, 0.42, 1.62, at_seconds=[small.pts_seconds[n].item() for n in (10, 30)])
+    assert numbers(part) == [10, 30]
+    assert part.clip_seconds == read_frames(videos[kind], 1, 0.42, 1.62).clip_seconds
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
 def test_probe(videos: dict[str, Path], kind: str) -> None:
     info = probe(videos[kind])
     assert info.duration_seconds == pytest.approx(TOTAL / FPS, abs=0.005)
@@ -312,6 +326,7 @@ def test_costly_frames_move_to_a_keyframe(tmp_path: Path, counted: type[CountedV
     exact = read_frames(path, num_frames, end_seconds=62, exact=True)
     assert numbers(exact) == [int(middle) for middle in middles]
     assert cheap < counted.decoded / 3
+    assert numbers(read_frames(path, at_seconds=[9.5, 36.7])) == [237, 917]  # what is asked for by time is not moved
 
 
 def test_cheap_frames_are_never_moved(tmp_path: Path) -> None:
@@ -381,6 +396,8 @@ def test_containers_are_closed(videos: dict[str, Path], counted: type[CountedVid
         ({"end_seconds": float("nan")}, "end_seconds must be a time"),
         ({"start_seconds": 1.0, "end_seconds": 1.0}, "end_seconds must be later than start_seconds, got 1.0 to 1.0"),
         ({"end_seconds": 0}, "end_seconds must be later"),
+        ({"at_seconds": [0.1, 0.5, 0.5]}, r"at_seconds must rise, got \[0.1, 0.5, 0.5\]"),
+        ({"at_seconds": []}, "num_frames must be at least 1, got 0"),
         ({"start_seconds": 2.0}, r"start_seconds 2.0 is beyond the end of the video, 2.000 s"),
         ({"size": (10, 10), "shortest_side": 10}, "not both"),
         ({"size": (10,)}, r"size must be \(height, width\)"),

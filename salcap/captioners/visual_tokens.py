@@ -55,6 +55,9 @@ class ClipTokens:
             policy=weighting.policy,
             scope=weighting.scope,
             seed=seed,
+            max_visual_tokens=weighting.max_visual_tokens,
+            min_keep=weighting.min_keep,
+            num_prefix_tokens=self.num_prefix_tokens,
         )
         if selection.is_identity:
             return

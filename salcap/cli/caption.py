@@ -8,7 +8,16 @@ from typing import Annotated
 
 import typer
 
-from salcap.cli.captioning import Mode, Model, NumBeams, Revision, Saliency, load_captioner
+from salcap.cli.captioning import (
+    MaxVisualTokens,
+    MinKeep,
+    Mode,
+    Model,
+    NumBeams,
+    Revision,
+    Saliency,
+    load_captioner,
+)
 from salcap.cli.console import AsJson, app, fail, given, progress_bar, say, wrong_use
 
 
@@ -17,12 +26,17 @@ def caption(
     videos: Annotated[list[Path], typer.Argument(help="Video files, or folders of them.")],
     num_frames: Annotated[
         int | None,
-        typer.Option(min=1, help="Frames to look at, spread evenly by time; default: 8, or the model's most."),
+        typer.Option(min=1, help="Frames to look at; default: 8, or the model's most."),
     ] = None,
+    frames: Annotated[
+        str, typer.Option(help="uniform: evenly by time; saliency: more where the gaze moves.")
+    ] = "uniform",
     saliency: Saliency = None,
     mode: Mode = None,
     policy: Annotated[str | None, typer.Option(help="top, stratified, foveate, random or pool.")] = None,
     keep_ratio: Annotated[float | None, typer.Option(help="Share of the patches to keep, in (0, 1].")] = None,
+    max_visual_tokens: MaxVisualTokens = None,
+    min_keep: MinKeep = None,
     num_beams: NumBeams = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1)] = None,
     start: Annotated[float | None, typer.Option(min=0, help="Start of the clip in seconds.")] = None,
@@ -39,12 +53,14 @@ def caption(
 
     paths = _expand(videos)
     with wrong_use(), CaptionFile.opened(output, len(paths), overwrite) as file:
-        captioner = load_captioner(model, revision, saliency, mode, policy, keep_ratio, device)
+        captioner = load_captioner(
+            model, revision, saliency, mode, policy, keep_ratio, max_visual_tokens, min_keep, device
+        )
         generation = given(num_beams=num_beams, max_new_tokens=max_new_tokens)
         failed = 0
         with progress_bar(len(paths), "captioning") as advance:
             for path in paths:
-                result = captioner.caption_batch([path], num_frames, start, end, **generation)[0]
+                result = captioner.caption_batch([path], num_frames, start, end, frames, **generation)[0]
                 file.write(result)
                 advance(1)
                 for warning in result.warnings:

@@ -10,6 +10,10 @@ Model = Annotated[str, typer.Option(help="salcap-mini, a hub id or a local folde
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
 Saliency = Annotated[str | None, typer.Option(help="Backbone (see salcap list); default: the captioner's own.")]
 Mode = Annotated[str | None, typer.Option(help="none, scale, bias, prune, or several joined by +.")]
+MaxVisualTokens = Annotated[
+    int | None, typer.Option(min=1, help="Most visual tokens of a clip, shared by its frames as they are looked at.")
+]
+MinKeep = Annotated[int | None, typer.Option(min=1, help="Fewest patches that a frame keeps.")]
 NumBeams = Annotated[int | None, typer.Option(min=1, help="Beams; default: the captioner's own.")]
 
 
@@ -20,6 +24,8 @@ def load_captioner(
     mode: str | None,
     policy: str | None,
     keep_ratio: float | None,
+    max_visual_tokens: int | None,
+    min_keep: int | None,
     device: str | None,
 ) -> Any:
     from salcap.pipeline import SaliencyCaptioner
@@ -31,5 +37,7 @@ def load_captioner(
         mode=mode,
         policy=policy,
         keep_ratio=keep_ratio,
+        max_visual_tokens=max_visual_tokens,
+        min_keep=min_keep,
         device=device,
     )

@@ -40,6 +40,8 @@ class Evaluation:
     mode: str
     policy: str | None
     keep_ratio: float
+    max_visual_tokens: int | None
+    min_keep: int
     visual_tokens: float
     scores: dict[str, float | None]
     missing_scores: dict[str, str]
@@ -100,6 +102,8 @@ def evaluate_images(
         mode=first.mode,
         policy=first.policy,
         keep_ratio=first.keep_ratio,
+        max_visual_tokens=first.max_visual_tokens,
+        min_keep=first.min_keep,
         visual_tokens=float(np.mean([result.visual_tokens for result in results])),
         scores=report.scores,
         missing_scores={name: why for name, why in report.reasons.items() if why != NOT_ASKED},

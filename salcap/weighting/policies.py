@@ -27,17 +27,22 @@ class Request:
 
     Attributes:
         saliency: (B, F, N) float32, finite, >= 0.
-        budgets: (B, F) int64, tokens for each frame, 1 to N; every clip's budgets sum to F * num_tokens.
-        num_tokens: mean tokens per frame, below N.
+        budgets: (B, F) int64, tokens for each frame, 1 to N.
+        total: tokens of a clip, the sum of its budgets, the same for every clip; below F * N.
         grid: (gh, gw).
         seeds: (B, F) int64, one for each frame.
     """
 
     saliency: Tensor
     budgets: Tensor
-    num_tokens: int
+    total: int
     grid: Grid
     seeds: Tensor
+
+    @property
+    def num_tokens(self) -> int:
+        """Mean tokens per frame, rounded down."""
+        return self.total // self.budgets.shape[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +109,7 @@ def foveate(request: Request) -> Choice:
     if bool((budgets == request.num_tokens).all()):
         num_coarse = budgets - budgets // 2
     else:  # every clip must keep as many patches as the others, and every frame one coarse token at least
-        total = num_frames * (request.num_tokens - request.num_tokens // 2)
+        total = num_frames * (request.num_tokens - request.num_tokens // 2) + request.total % num_frames // 2
         num_coarse = apportion(budgets, total, 1, budgets)
     keep = _highest(request.saliency, budgets - num_coarse)
     path, place = patch_path(request.grid, request.num_tokens - request.num_tokens // 2, keep.device)

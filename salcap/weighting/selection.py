@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 
 from salcap.seeding import combine_seeds
-from salcap.weighting.apportion import apportion
+from salcap.weighting.budgets import check_scope, clip_budget, share_budget
 from salcap.weighting.policies import POLICIES, Choice, Policy, Request
 from salcap.weighting.pooling import Grid, check_grid
 from salcap.weighting.scaling import check_saliency
-
-_SCOPES = ("frame", "clip")
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,55 +80,56 @@ def select_patches(
     policy: str = "foveate",
     scope: str = "frame",
     seed: int | Tensor = 0,
+    *,
+    max_visual_tokens: int | None = None,
+    min_keep: int = 1,
+    num_prefix_tokens: int = 0,
 ) -> PatchSelection:
     """Choose the tokens of each clip.
 
     Args:
         saliency: (B, F, N) from `relative_saliency`.
         grid: (gh, gw) with gh * gw = N.
-        keep_ratio: share of each frame's patches, in (0, 1]; at least one token is kept.
-        num_keep: tokens per frame instead, 1 to N.
+        keep_ratio, num_keep, max_visual_tokens, min_keep, num_prefix_tokens: see `clip_budget`.
         policy: a key of `salcap.weighting.policies.POLICIES`. Keeping all N is the identity for every one.
-        scope: "frame" gives every frame the same number of tokens; "clip" shares the same total by `frame_mass`, at
-            least one token for each frame. The controls do not look at the map and share evenly.
+        scope: how frames share the budget, see `share_budget`.
         seed: of the draws; an int gives the same draws to all clips of the batch, a (B,) int64 tensor each its own.
 
     Raises:
-        ValueError: an unknown policy or scope, both or neither of ``keep_ratio`` and ``num_keep`` or one out of its
-            range, a grid or seed that does not match, or saliency that is negative or not finite.
+        ValueError: an unknown policy or scope, a budget that `clip_budget` refuses, a grid or seed that does not match,
+            or saliency that is negative or not finite.
     """
     chosen, (gh, gw) = _check_policy(policy), check_grid(grid)
-    if scope not in _SCOPES:
-        raise ValueError(f"unknown scope {scope!r}, allowed: {', '.join(_SCOPES)}")
+    check_scope(scope)
     if saliency.ndim != 3 or saliency.shape[-1] != gh * gw:
         raise ValueError(f"saliency must be (B, F, {gh * gw}) for grid {grid}, got {tuple(saliency.shape)}")
     check_saliency(saliency)
     saliency = saliency.detach().float()
     batch, num_frames, num_patches = saliency.shape
-    num_tokens = _tokens_per_frame(keep_ratio, num_keep, num_patches)
-    if num_tokens == num_patches:
+    total = clip_budget(num_frames, num_patches, keep_ratio, num_keep, max_visual_tokens, min_keep, num_prefix_tokens)
+    if total == num_frames * num_patches:
         return _arrange(Choice(torch.ones_like(saliency, dtype=torch.bool)))
     seeds = torch.as_tensor(seed, device=saliency.device)
     if seeds.ndim and seeds.shape != (batch,):
         raise ValueError(f"seed must be an int or ({batch},), one for each clip, got {tuple(seeds.shape)}")
-    frame_index = torch.arange(num_frames, device=saliency.device)
-    if scope == "clip" and chosen.reads_map:
-        budgets = apportion(frame_mass(saliency), num_frames * num_tokens, 1, num_patches)
-    else:
-        budgets = frame_index.new_full((batch, num_frames), num_tokens)
-    seeds = combine_seeds(seeds.reshape(-1, 1), frame_index).expand(batch, num_frames)
-    return _arrange(chosen.choose(Request(saliency, budgets, num_tokens, (gh, gw), seeds)))
+    budgets = share_budget(saliency, total, min_keep, scope, chosen.reads_map)
+    seeds = combine_seeds(seeds.reshape(-1, 1), torch.arange(num_frames, device=saliency.device))
+    request = Request(saliency, budgets, int(budgets[0].sum()), (gh, gw), seeds.expand(batch, num_frames))
+    return _arrange(chosen.choose(request))
 
 
 def prune_patches(
     patch_features: Tensor,
     saliency: Tensor,
     grid: Grid,
-    keep_ratio: float,
+    keep_ratio: float | None = None,
     policy: str = "foveate",
     scope: str = "frame",
     num_prefix_tokens: int = 0,
     seed: int | Tensor = 0,
+    *,
+    max_visual_tokens: int | None = None,
+    min_keep: int = 1,
 ) -> tuple[Tensor, PatchSelection]:
     """Keep the chosen tokens of each clip and all prefix tokens, each frame's in front of its own.
 
@@ -148,7 +147,17 @@ def prune_patches(
     if patch_features.ndim != 4 or patch_features.shape[:3] != expected:
         raise ValueError(f"patch_features must be {(*expected, 'D')}, got {tuple(patch_features.shape)}")
     saliency = saliency.to(patch_features.device)
-    selection = select_patches(saliency, grid, keep_ratio, policy=policy, scope=scope, seed=seed)
+    selection = select_patches(
+        saliency,
+        grid,
+        keep_ratio,
+        policy=policy,
+        scope=scope,
+        seed=seed,
+        max_visual_tokens=max_visual_tokens,
+        min_keep=min_keep,
+        num_prefix_tokens=num_prefix_tokens,
+    )
     batch, num_frames, _, width = patch_features.shape
     if selection.is_identity:
         return (patch_features if scope == "frame" else patch_features.flatten(1, 2)), selection
@@ -161,17 +170,6 @@ def prune_patches(
         frames = torch.cat([frame_of_prefix.expand(batch, -1), selection.frame_of_token], 1)
         tokens = _take(torch.cat([prefix.flatten(1, 2), tokens], 1), frames.argsort(dim=1, stable=True))
     return tokens, selection
-
-
-def frame_mass(saliency: Tensor) -> Tensor:
-    """Each frame's claim on a clip's tokens: (B, F, N) to (B, F).
-
-    The frame's saliency times the share of its patches over which it is spread, (sum s)^2 / (N sum s^2). Maps that
-    sum to one in every frame have equal sums; where they then differ is how many patches it takes to hold them.
-    """
-    saliency = saliency.double()
-    total = saliency.sum(-1)
-    return total.pow(3) / (saliency.shape[-1] * saliency.square().sum(-1)).clamp_min(torch.finfo(torch.float64).tiny)
 
 
 def _arrange(choice: Choice) -> PatchSelection:
@@ -197,18 +195,6 @@ def _take(tokens: Tensor, indices: Tensor) -> Tensor:
     """(B, L, D) at (B, K) -> (B, K, D); whole rows at once, which gather does not do."""
     start = torch.arange(len(tokens), device=tokens.device)[:, None] * tokens.shape[1]
     return tokens.flatten(0, 1).index_select(0, (indices + start).flatten()).unflatten(0, indices.shape)
-
-
-def _tokens_per_frame(keep_ratio: float | None, num_keep: int | None, num_patches: int) -> int:
-    if keep_ratio is not None and num_keep is None:
-        if not 0.0 < keep_ratio <= 1.0:
-            raise ValueError(f"keep_ratio must be in (0, 1], got {keep_ratio}")
-        return max(1, round(keep_ratio * num_patches))
-    if num_keep is not None and keep_ratio is None:
-        if not 1 <= num_keep <= num_patches:
-            raise ValueError(f"num_keep must be from 1 to {num_patches}, got {num_keep}")
-        return num_keep
-    raise ValueError(f"give keep_ratio or num_keep, got keep_ratio={keep_ratio} and num_keep={num_keep}")
 
 
 def _check_policy(name: str) -> Policy:

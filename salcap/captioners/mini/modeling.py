@@ -90,7 +90,9 @@ class SalcapEncoder(PreTrainedModel):
         mode: str = "none",
         policy: str = "foveate",
         keep_ratio: float = 1.0,
-        scope: str = "frame",
+        scope: str = "auto",
+        max_visual_tokens: int | None = None,
+        min_keep: int = 1,
         strength: float = 0.5,
         seed: int | Tensor = 0,
         trunk_features: Tensor | None = None,
@@ -104,7 +106,7 @@ class SalcapEncoder(PreTrainedModel):
             pixel_values: (B, F, 3, S, S) or (B, 3, S, S), float RGB in 0..1, S the config's ``image_size``.
             pts_seconds: (B, F) presentation times; None means all zero.
             log_density: (B, F, h, w) log-density over each frame; needed by every mode but "none".
-            mode, policy, keep_ratio, scope, strength: see `salcap.config.Weighting`.
+            mode, policy, keep_ratio, scope, max_visual_tokens, min_keep, strength: see `salcap.config.Weighting`.
             seed: of the random policies; a (B,) int64 tensor gives each clip its own.
             output_attentions, output_hidden_states, return_dict: not supported; VisionEncoderDecoderModel passes them.
             trunk_features: (B, F, N, C), the trunk's stride-16 features, instead of pixels.
@@ -112,7 +114,7 @@ class SalcapEncoder(PreTrainedModel):
         Returns:
             BaseModelOutput with ``last_hidden_state`` (B, tokens, D), frames one after another.
         """
-        weighting = Weighting(mode, policy, keep_ratio, scope, strength)
+        weighting = Weighting(mode, policy, keep_ratio, scope, max_visual_tokens, min_keep, strength)
         if output_attentions or output_hidden_states:
             raise ValueError("the encoder returns its last hidden state only")
         if "bias" in weighting.modes:
@@ -175,7 +177,7 @@ class SalcapEncoder(PreTrainedModel):
             # a learned direction says how salient a patch is: log 1 = 0 leaves it as it was
             gain = weighting.strength * saliency.clamp(1e-2, 1e2).log()
             patches = patches + gain[..., None] * self.saliency_embedding
-        if "prune" not in weighting.modes or weighting.keep_ratio == 1.0:
+        if "prune" not in weighting.modes:
             return patches, None
         tokens, selection = prune_patches(
             patches,
@@ -185,7 +187,11 @@ class SalcapEncoder(PreTrainedModel):
             policy=weighting.policy,
             scope=weighting.scope,
             seed=seed,
+            max_visual_tokens=weighting.max_visual_tokens,
+            min_keep=weighting.min_keep,
         )
+        if selection.is_identity:
+            return patches, None
         return tokens, (selection.frame_of_token if weighting.scope == "clip" else None)
 
 
