@@ -49,6 +49,8 @@ def load_captioner(
     revision: str | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    device_map: Any = None,
+    attn_implementation: str | None = None,
     trust_remote_code: bool = False,
 ) -> Captioner:
     """Load a captioner, or put one around a model that is loaded.
@@ -59,6 +61,7 @@ def load_captioner(
         revision: branch, tag or commit on the hub.
         device: None leaves the model where it is (CPU for one that is loaded here).
         dtype: None means float32 for a model that is loaded here, whatever its file holds; "auto" keeps the file's.
+        device_map, attn_implementation: of ``transformers``, for a model that is loaded here.
         trust_remote_code: let the config, image processor and tokenizer run code from the hub.
 
     Raises:
@@ -69,7 +72,13 @@ def load_captioner(
     if isinstance(model, (str, os.PathLike)):
         if processor is not None:
             raise ValueError(f"{os.fspath(model)!r} brings its own processor; give one only with a loaded model")
-        return _load(os.fspath(model), revision, device, dtype, trust_remote_code)
+        options = {"device_map": device_map, "attn_implementation": attn_implementation}
+        options = {name: value for name, value in options.items() if value is not None}
+        if device is not None and device_map is not None:
+            raise ValueError(f"give device or device_map, got {device!r} and {device_map!r}")
+        return _load(os.fspath(model), revision, device, dtype, trust_remote_code=trust_remote_code, **options)
+    if device_map is not None or attn_implementation is not None:
+        raise ValueError("device_map and attn_implementation are for a model that is loaded here, give its id or path")
     config = getattr(model, "config", None)
     if config is None:
         raise ValueError(f"model must be a hub id, a folder or a transformers model, got {type(model).__name__}")
@@ -86,7 +95,7 @@ def _load(
     revision: str | None,
     device: str | torch.device | None,
     dtype: str | torch.dtype | None,
-    trust_remote_code: bool,
+    **options: Any,
 ) -> Captioner:
     from transformers import PretrainedConfig
 
@@ -102,11 +111,12 @@ def _load(
             name=name,
             revision=revision,
             dtype="float32" if dtype is None else dtype,
-            trust_remote_code=trust_remote_code,
+            **options,
         )
     except OSError as error:
         raise OSError(_explain(name, path, error)) from error
-    captioner.model.to(device)
+    if device is not None:
+        captioner.model.to(device)
     return captioner
 
 
