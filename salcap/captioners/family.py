@@ -76,6 +76,7 @@ class CaptionerFamily(ABC):
     """
 
     transformers_class: ClassVar[str]
+    preprocessor: ClassVar[type[FramePreprocessor]] = FramePreprocessor
     unused_weights: ClassVar[tuple[str, ...]] = ()  # parameters a checkpoint may lack: captioning never reads them
 
     modes: frozenset[str] = frozenset({"none", "scale", "bias", "prune"})
@@ -89,7 +90,7 @@ class CaptionerFamily(ABC):
             raise ValueError(f"{type(self).__name__} needs a {self.transformers_class}, got {type(model).__name__}")
         self.model = model.eval()
         image_processor, self.tokenizer = _split_processor(processor)
-        self.preprocess = FramePreprocessor(image_processor)
+        self.preprocess = self.preprocessor(image_processor)
         self.name = name or model.name_or_path or type(model).__name__
         self.revision = revision or getattr(model.config, "_commit_hash", None)
         self.read_options: dict[str, Any] = self.preprocess.read_options

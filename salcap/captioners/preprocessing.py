@@ -12,6 +12,18 @@ from transformers.image_transforms import get_resize_output_image_size
 from salcap.frames import Frames
 
 _GEOMETRY = ("_preprocess", "resize", "center_crop")
+_PLAIN = (
+    "do_resize",
+    "size",
+    "resample",
+    "do_center_crop",
+    "crop_size",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
+)
 
 
 class FramePreprocessor:
@@ -76,6 +88,17 @@ class FramePreprocessor:
 
     def _size(self, name: str) -> dict[str, int]:
         return dict(getattr(self.image_processor, name) or {})
+
+
+class WholeFrames(FramePreprocessor):
+    """Each frame resized whole, as video processors do it, where the image processor would cut it into tiles.
+
+    Size, crop and normalisation are the image processor's own.
+    """
+
+    def __init__(self, image_processor: Any) -> None:
+        given = {name: getattr(image_processor, name) for name in _PLAIN if getattr(image_processor, name, None) is not None}
+        super().__init__(PilBackend(**given))
 
 
 def pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:

@@ -22,6 +22,9 @@ BUNDLED = ("salcap-mini",)
 CAPTIONER_FAMILIES: dict[str, str | type[CaptionerFamily]] = {
     "blip": "salcap.captioners.blip:BlipCaptioner",
     "git": "salcap.captioners.git:GitCaptioner",
+    "idefics3": "salcap.captioners.idefics3:Idefics3Captioner",
+    "internvl": "salcap.captioners.internvl:InternVLCaptioner",
+    "smolvlm": "salcap.captioners.smolvlm:SmolVLMCaptioner",
     "vision-encoder-decoder": "salcap.captioners.vision_encoder_decoder:VisionEncoderDecoderCaptioner",
     "vision-encoder-decoder/salcap-encoder": "salcap.captioners.mini.captioner:MiniCaptioner",
 }

@@ -1,0 +1,189 @@
+"""Tiny random-weight models of the true multimodal architectures, and what transformers alone makes of clips.
+
+The processors of most families need torchvision, or packages that are not here. What is plain in them is run all the
+same: their image processors (PIL) and their methods that write the placeholders, with a stand-in for ``self``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import transformers
+from tiny_models import SIZES, lively
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from torch import Tensor
+
+from salcap.frames import Frames
+
+PROMPT = "Describe the video in one sentence ."
+TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+TEXT |= {"num_key_value_heads": 2, "max_position_embeddings": 2048, "pad_token_id": 0, "eos_token_id": 2}
+MARKS = {
+    "image_token": "<image>",
+    "video_token": "<video>",
+    "fake_image_token": "<fake_token_around_image>",
+    "global_image_token": "<global-img>",
+    "end_of_utterance_token": "<end_of_utterance>",
+    "start_image_token": "<img>",
+    "end_image_token": "</img>",
+    "context_image_token": "<IMG_CONTEXT>",
+    "vision_start_token": "<|vision_start|>",
+    "vision_end_token": "<|vision_end|>",
+    "image_pad": "<|image_pad|>",
+    "video_pad": "<|video_pad|>",
+    "im_start": "<|im_start|>",
+}
+WORDS = [f"w{i}" for i in range(60)] + [str(i) for i in range(10)] + [f"{i:02d}" for i in range(20)]
+WORDS += "Describe the video in one two three four sentence . : < > s Time Frame Frame1 Frame2 seconds from User".split()
+
+
+def tokenizer(*unmarked: str) -> transformers.PreTrainedTokenizerFast:
+    """Words, and every family's special tokens; the attributes named are left out."""
+    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[BOS]", "[EOS]", "[UNK]", *dict.fromkeys(WORDS)])}
+    words = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    words.pre_tokenizer = Whitespace()
+    marks = {name: mark for name, mark in MARKS.items() if name not in unmarked}
+    special = {"pad_token": "[PAD]", "eos_token": "[EOS]", "unk_token": "[UNK]"}
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, padding_side="left", extra_special_tokens=marks, **special
+    )
+
+
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for c in m['content'] %}"
+    "{% if c['type'] == 'text' %}{{ c['text'] }}{% else %}{{ MARK }}{% endif %}{% endfor %}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def chat_template(mark: str) -> str:
+    return CHAT.replace("{{ MARK }}", mark)
+
+
+@dataclass(frozen=True)
+class TinyMultimodal:
+    """A model with its processor, and what a test must know to run it without salcap.
+
+    Attributes:
+        pixels: clips to the keywords of generate that hold their pixels.
+        texts: frames of a clip to its prompt with every placeholder written out, by the family's processor.
+        grid: rows and columns of the tokens of a frame.
+        side: pixels along each side of a token's square.
+    """
+
+    model: Any
+    processor: Any
+    pixels: Callable[[list[Frames]], dict[str, Any]]
+    text: Callable[[Frames], str]
+    grid: tuple[int, int]
+    side: int
+
+    def inputs(self, clips: list[Frames]) -> dict[str, Any]:
+        texts = [self.text(clip) for clip in clips]
+        ids = self.processor.tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False)
+        return {**ids, **self.pixels(clips)}
+
+    def generate(self, clips: list[Frames], **generation: Any) -> Any:
+        generation |= {"return_dict_in_generate": True, "output_scores": True}
+        return self.model.generate(**self.inputs(clips), **generation)
+
+
+def _render(words: Any, template: str, *visuals: dict[str, str]) -> str:
+    messages = [{"role": "user", "content": [*visuals, {"type": "text", "text": PROMPT}]}]
+    return words.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=True)
+
+
+def _images(clips: list[Frames]) -> list[list[Any]]:
+    return [list(clip.pixels.numpy()) for clip in clips]
+
+
+def idefics3() -> TinyMultimodal:
+    return _idefics3(transformers.Idefics3Config, transformers.Idefics3ForConditionalGeneration, False)
+
+
+def smolvlm() -> TinyMultimodal:
+    return _idefics3(transformers.SmolVLMConfig, transformers.SmolVLMForConditionalGeneration, True)
+
+
+def _idefics3(config_class: Any, model_class: Any, with_times: bool) -> TinyMultimodal:
+    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+    from transformers.models.smolvlm import processing_smolvlm
+
+    words = tokenizer()
+    config = config_class(
+        vision_config={**SIZES, "image_size": 32, "patch_size": 4},
+        text_config={"model_type": "llama", "vocab_size": len(words), **TEXT},
+        scale_factor=2,
+        image_token_id=words.image_token_id,
+        pad_token_id=0,
+    )
+    images = Idefics3ImageProcessorPil(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
+    template = chat_template("<image>")
+    if with_times:
+        processor = SimpleNamespace(image_processor=images, tokenizer=words, chat_template=None)
+    else:
+        processor = transformers.Idefics3Processor(images, words, image_seq_len=16, chat_template=template)
+
+    def pixels(clips: list[Frames]) -> dict[str, Any]:
+        return dict(images(_images(clips), do_image_splitting=False, return_tensors="pt"))
+
+    def text(frames: Frames) -> str:
+        if not with_times:
+            asked = _render(words, template, *[{"type": "image"}] * len(frames))
+            rows = {"rows": [[0] * len(frames)], "cols": [[0] * len(frames)]}
+            return asked.replace("<image>", processor.replace_image_token(rows, 0))
+        tokens = {"image_token": "<image>", "fake_image_token": MARKS["fake_image_token"]}
+        me = SimpleNamespace(**tokens, global_image_token="<global-img>", image_seq_len=16)
+        times = frames.pts_seconds.tolist()
+        video = {
+            "pixel_values": torch.zeros(1, len(frames)),
+            "video_metadata": [SimpleNamespace(fps=1, timestamps=times, duration=times[-1])],
+        }
+        processing_smolvlm.num2words = ["zero", "one", "two", "three", "four"].__getitem__
+        expanded = processing_smolvlm.SmolVLMProcessor.replace_video_token(me, video, 0)
+        asked = _render(words, processing_smolvlm.DEFAULT_CHAT_TEMPLATE, {"type": "video"})
+        return asked.replace("<video>", expanded)
+
+    return TinyMultimodal(lively(model_class(config)), processor, pixels, text, (4, 4), 8)
+
+
+def internvl() -> TinyMultimodal:
+    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+
+    words = tokenizer()
+    config = transformers.InternVLConfig(
+        vision_config={**SIZES, "image_size": [32, 32], "patch_size": [4, 4]},
+        text_config={"model_type": "qwen2", "vocab_size": len(words), **TEXT},
+        image_token_id=words.context_image_token_id,
+        image_seq_length=16,
+    )
+    images = GotOcr2ImageProcessorPil(size={"height": 32, "width": 32}, crop_to_patches=True)
+    template = chat_template("<video>")
+    processor = SimpleNamespace(image_processor=images, tokenizer=words, chat_template=template)
+
+    def pixels(clips: list[Frames]) -> dict[str, Any]:
+        flat = [image for clip in _images(clips) for image in clip]
+        return {"pixel_values": images(flat, crop_to_patches=False, return_tensors="pt").pixel_values}
+
+    def text(frames: Frames) -> str:
+        me = SimpleNamespace(start_image_token="<img>", end_image_token="</img>", image_seq_length=16)
+        me.image_token = "<IMG_CONTEXT>"
+        video = {"pixel_values_videos": torch.zeros(1, len(frames))}
+        expanded = transformers.InternVLProcessor.replace_video_token(me, video, 0)
+        return _render(words, template, {"type": "video"}).replace("<video>", expanded)
+
+    model = lively(transformers.InternVLForConditionalGeneration(config))
+    return TinyMultimodal(model, processor, pixels, text, (4, 4), 8)
+
+
+FAMILIES: dict[str, Callable[[], TinyMultimodal]] = {
+    "idefics3": idefics3,
+    "internvl": internvl,
+    "smolvlm": smolvlm,
+}
