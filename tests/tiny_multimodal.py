@@ -182,8 +182,75 @@ def internvl() -> TinyMultimodal:
     return TinyMultimodal(model, processor, pixels, text, (4, 4), 8)
 
 
+def llava_onevision() -> TinyMultimodal:
+    """A grid of 7 x 7 patches, pooled to 4 x 4: neighbouring tokens share patches, as in the released models."""
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    words = tokenizer()
+    config = transformers.LlavaOnevisionConfig(
+        vision_config={**SIZES, "model_type": "siglip_vision_model", "image_size": 28, "patch_size": 4},
+        text_config={"model_type": "qwen2", "vocab_size": len(words), **TEXT},
+        vision_feature_layer=-1,
+        image_token_index=words.image_token_id,
+        video_token_index=words.video_token_id,
+    )
+    model = lively(transformers.LlavaOnevisionForConditionalGeneration(config))
+    model.model.image_newline.data.normal_(generator=torch.Generator().manual_seed(3))
+    from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
+
+    images = LlavaOnevisionImageProcessorPil(size={"height": 28, "width": 28})
+    plain = SiglipImageProcessorPil(
+        size=images.size, image_mean=images.image_mean, image_std=images.image_std, resample=images.resample
+    )
+
+    def expand(pixels: Tensor) -> str:
+        me = SimpleNamespace(video_token="<video>", num_image_tokens=49)
+        return transformers.LlavaOnevisionProcessor.replace_video_token(me, {"pixel_values_videos": pixels}, 0)
+
+    return _llava(model, images, plain, words, expand, (4, 4), 7)
+
+
+def llava_next_video() -> TinyMultimodal:
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+
+    words = tokenizer()
+    config = transformers.LlavaNextVideoConfig(
+        vision_config={**SIZES, "model_type": "clip_vision_model", "image_size": 32, "patch_size": 4},
+        text_config={"model_type": "llama", "vocab_size": len(words), **TEXT},
+        image_token_index=words.image_token_id,
+        video_token_index=words.video_token_id,
+    )
+    model = lively(transformers.LlavaNextVideoForConditionalGeneration(config))
+    sizes = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    images, plain = LlavaNextImageProcessorPil(**sizes), CLIPImageProcessorPil(**sizes)
+
+    def expand(pixels: Tensor) -> str:
+        me = SimpleNamespace(video_token="<video>", patch_size=4)
+        return transformers.LlavaNextVideoProcessor.replace_video_token(me, {"pixel_values_videos": pixels}, 0)
+
+    return _llava(model, images, plain, words, expand, (4, 4), 8)
+
+
+def _llava(model: Any, images: Any, plain: Any, words: Any, expand: Any, grid: Any, side: int) -> TinyMultimodal:
+    template = chat_template("<video>")
+    processor = SimpleNamespace(image_processor=images, tokenizer=words, chat_template=template)
+
+    def pixels(clips: list[Frames]) -> dict[str, Any]:
+        videos = [plain(clip, return_tensors="pt").pixel_values for clip in _images(clips)]
+        return {"pixel_values_videos": torch.stack(videos)}
+
+    def text(frames: Frames) -> str:
+        expanded = expand(pixels([frames])["pixel_values_videos"])
+        return _render(words, template, {"type": "video"}).replace("<video>", expanded)
+
+    return TinyMultimodal(model, processor, pixels, text, grid, side)
+
+
 FAMILIES: dict[str, Callable[[], TinyMultimodal]] = {
     "idefics3": idefics3,
     "internvl": internvl,
+    "llava_next_video": llava_next_video,
+    "llava_onevision": llava_onevision,
     "smolvlm": smolvlm,
 }

@@ -76,6 +76,7 @@ class MultimodalCaptioner(CaptionerFamily):
         started = self.now_ms()
         plans = self.plan_batch(batch)
         clips = self.scale(plans, self.encode(batch, plans))
+        clips = [self.finish(batch, index, clip) for index, clip in enumerate(clips)]
         encode_ms = self.now_ms() - started
         counts = [[len(frame) for frame in clip] for clip in clips]
         inputs = self.tokenize([self.prompt_ids(f, c, prompt) for f, c in zip(batch.clips, counts, strict=True)])
@@ -93,10 +94,11 @@ class MultimodalCaptioner(CaptionerFamily):
     def scale(self, plans: Sequence[ClipTokens], clips: list[ClipFeatures]) -> list[ClipFeatures]:
         if "scale" not in plans[0].weighting.modes:
             return clips
-        return [
-            list(plan.scale(torch.cat(clip)).split([len(frame) for frame in clip]))
-            for plan, clip in zip(plans, clips, strict=True)
-        ]
+        return [list(plan.scale(torch.cat(clip)).split(plan.counts)) for plan, clip in zip(plans, clips, strict=True)]
+
+    def finish(self, batch: ClipBatch, index: int, clip: ClipFeatures) -> ClipFeatures:
+        """What the language model reads of one clip's tokens, last of all."""
+        return clip
 
     def language_inputs(
         self,

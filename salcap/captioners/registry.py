@@ -24,6 +24,8 @@ CAPTIONER_FAMILIES: dict[str, str | type[CaptionerFamily]] = {
     "git": "salcap.captioners.git:GitCaptioner",
     "idefics3": "salcap.captioners.idefics3:Idefics3Captioner",
     "internvl": "salcap.captioners.internvl:InternVLCaptioner",
+    "llava_next_video": "salcap.captioners.llava_next_video:LlavaNextVideoCaptioner",
+    "llava_onevision": "salcap.captioners.llava_onevision:LlavaOnevisionCaptioner",
     "smolvlm": "salcap.captioners.smolvlm:SmolVLMCaptioner",
     "vision-encoder-decoder": "salcap.captioners.vision_encoder_decoder:VisionEncoderDecoderCaptioner",
     "vision-encoder-decoder/salcap-encoder": "salcap.captioners.mini.captioner:MiniCaptioner",
