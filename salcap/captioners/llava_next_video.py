@@ -47,5 +47,5 @@ class LlavaNextVideoCaptioner(LlavaOnevisionCaptioner):
         frames = model.multi_modal_projector(pooled)
         return [list(clip) for clip in frames.split([len(pixels) for pixels in batch.clip_pixels])]
 
-    def finish(self, batch: ClipBatch, index: int, clip: ClipFeatures) -> ClipFeatures:
+    def finish(self, batch: ClipBatch, index: int, plan: ClipTokens, clip: ClipFeatures) -> ClipFeatures:
         return clip

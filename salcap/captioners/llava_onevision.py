@@ -47,7 +47,7 @@ class LlavaOnevisionCaptioner(MultimodalCaptioner):
         frames = model.apply_pooling(projected)
         return [list(clip) for clip in frames.split([len(pixels) for pixels in batch.clip_pixels])]
 
-    def finish(self, batch: ClipBatch, index: int, clip: ClipFeatures) -> ClipFeatures:
+    def finish(self, batch: ClipBatch, index: int, plan: ClipTokens, clip: ClipFeatures) -> ClipFeatures:
         newline = self.model.model.image_newline[None].to(clip[-1].device, clip[-1].dtype)
         return [*clip[:-1], torch.cat([clip[-1], newline])]
 

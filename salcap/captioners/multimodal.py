@@ -76,7 +76,7 @@ class MultimodalCaptioner(CaptionerFamily):
         started = self.now_ms()
         plans = self.plan_batch(batch)
         clips = self.scale(plans, self.encode(batch, plans))
-        clips = [self.finish(batch, index, clip) for index, clip in enumerate(clips)]
+        clips = [self.finish(batch, i, plan, clip) for i, (plan, clip) in enumerate(zip(plans, clips, strict=True))]
         encode_ms = self.now_ms() - started
         counts = [[len(frame) for frame in clip] for clip in clips]
         inputs = self.tokenize([self.prompt_ids(f, c, prompt) for f, c in zip(batch.clips, counts, strict=True)])
@@ -85,7 +85,7 @@ class MultimodalCaptioner(CaptionerFamily):
         if visual.sum(1).tolist() != expected:
             raise ValueError(f"the prompt has {visual.sum(1).tolist()} places for {expected} visual tokens: {prompt!r}")
         with ExitStack() as hooks:
-            self.add_bias(hooks, plans, clips, visual)
+            self.add_bias(hooks, batch, plans, clips, visual)
             inputs |= self.language_inputs(batch, plans, clips, inputs, prompt)
             output = self.generator.generate(**inputs, **generation)
         length = visual.shape[1] if "input_ids" in inputs else 0
@@ -96,7 +96,7 @@ class MultimodalCaptioner(CaptionerFamily):
             return clips
         return [list(plan.scale(torch.cat(clip)).split(plan.counts)) for plan, clip in zip(plans, clips, strict=True)]
 
-    def finish(self, batch: ClipBatch, index: int, clip: ClipFeatures) -> ClipFeatures:
+    def finish(self, batch: ClipBatch, index: int, plan: ClipTokens, clip: ClipFeatures) -> ClipFeatures:
         """What the language model reads of one clip's tokens, last of all."""
         return clip
 
@@ -116,12 +116,18 @@ class MultimodalCaptioner(CaptionerFamily):
         return {"inputs_embeds": embeds.masked_scatter(visual, tokens)}
 
     def add_bias(
-        self, hooks: ExitStack, plans: Sequence[ClipTokens], clips: list[ClipFeatures], visual: Tensor
+        self,
+        hooks: ExitStack,
+        batch: ClipBatch,
+        plans: Sequence[ClipTokens],
+        clips: list[ClipFeatures],
+        visual: Tensor,
     ) -> None:
         """Hook the language model so that its attention is biased; nothing where there is nothing to add."""
         if "bias" not in plans[0].weighting.modes:
             return
-        rows = [row for plan, clip in zip(plans, clips, strict=True) for row in self.bias_rows(plan, clip)]
+        pairs = enumerate(zip(plans, clips, strict=True))
+        rows = [row for index, (plan, clip) in pairs for row in self.bias_rows(batch, index, plan, clip)]
         bias = torch.zeros(visual.shape, device=visual.device).masked_scatter(visual, torch.cat(rows))
         # an attention kernel may round differently with a mask of zeros than without: neutral must stay exact
         if bool(bias.any()):
@@ -129,7 +135,7 @@ class MultimodalCaptioner(CaptionerFamily):
             hook = causal_bias(bias, decoder.config)
             hooks.enter_context(decoder.register_forward_pre_hook(hook, with_kwargs=True))
 
-    def bias_rows(self, plan: ClipTokens, clip: ClipFeatures) -> list[Tensor]:
+    def bias_rows(self, batch: ClipBatch, index: int, plan: ClipTokens, clip: ClipFeatures) -> list[Tensor]:
         """For each frame what to add to the scores of its tokens, (n,) float32; 0 for tokens that no plan knows."""
         return [
             F.pad(row, (0, len(frame) - len(row)))

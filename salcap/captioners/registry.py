@@ -26,7 +26,11 @@ CAPTIONER_FAMILIES: dict[str, str | type[CaptionerFamily]] = {
     "internvl": "salcap.captioners.internvl:InternVLCaptioner",
     "llava_next_video": "salcap.captioners.llava_next_video:LlavaNextVideoCaptioner",
     "llava_onevision": "salcap.captioners.llava_onevision:LlavaOnevisionCaptioner",
+    "qwen2_5_vl": "salcap.captioners.qwen2_5_vl:Qwen2_5VLCaptioner",
+    "qwen2_vl": "salcap.captioners.qwen2_vl:Qwen2VLCaptioner",
+    "qwen3_vl": "salcap.captioners.qwen3_vl:Qwen3VLCaptioner",
     "smolvlm": "salcap.captioners.smolvlm:SmolVLMCaptioner",
+    "video_llama_3": "salcap.captioners.video_llama_3:VideoLlama3Captioner",
     "vision-encoder-decoder": "salcap.captioners.vision_encoder_decoder:VisionEncoderDecoderCaptioner",
     "vision-encoder-decoder/salcap-encoder": "salcap.captioners.mini.captioner:MiniCaptioner",
 }
