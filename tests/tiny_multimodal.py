@@ -328,7 +328,7 @@ def _qwen(config_class: Any, model_class: Any, vision: Any, expand: Any, seconds
         expanded = expand(frames, torch.tensor([patches(frames)[1]]))
         return _render(words, template, {"type": "video"}).replace("<|video_pad|>", expanded)
 
-    return TinyMultimodal(lively(model_class(config)), processor, pixels, text, (4, 5), 8)
+    return TinyMultimodal(lively(model_class(config)), processor, pixels, text, (4, 6), 8)
 
 
 def video_llama_3() -> TinyMultimodal:
@@ -367,14 +367,96 @@ def video_llama_3() -> TinyMultimodal:
         return _render(words, template, {"type": "video"}).replace("<|video_pad|>", expanded)
 
     model = lively(transformers.VideoLlama3ForConditionalGeneration(config))
-    return TinyMultimodal(model, processor, pixels, text, (4, 5), 8)
+    return TinyMultimodal(model, processor, pixels, text, (4, 6), 8)
+
+
+def blip_2(language: str = "opt") -> TinyMultimodal:
+    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+    words = tokenizer("video_token")
+    config = transformers.Blip2Config(
+        vision_config={**SIZES, "image_size": 32, "patch_size": 8},
+        qformer_config={**SIZES, "encoder_hidden_size": 32, "vocab_size": len(words), "cross_attention_frequency": 1},
+        text_config=_language(language, len(words)),
+        num_query_tokens=5,
+        image_token_index=words.image_token_id,
+    )
+    model = lively(transformers.Blip2ForConditionalGeneration(config))
+    model.query_tokens.data.normal_(generator=torch.Generator().manual_seed(3))
+    images = BlipImageProcessorPil(size={"height": 32, "width": 32})
+    processor = transformers.Blip2Processor(images, words, num_query_tokens=5)
+
+    def pixels(clips: list[Frames]) -> dict[str, Any]:
+        return {"pixel_values": images([image for clip in _images(clips) for image in clip], return_tensors="pt").pixel_values}
+
+    return TinyMultimodal(model, processor, pixels, lambda frames: "<image>" * 5 * len(frames) + PROMPT, (4, 4), 8)
+
+
+def _language(kind: str, vocab_size: int) -> dict[str, Any]:
+    ids = {"vocab_size": vocab_size, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    if kind == "t5":
+        sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+        return {"model_type": "t5", **ids, **sizes, "decoder_start_token_id": 0}
+    sizes = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 48, "num_hidden_layers": 2}
+    return {"model_type": "opt", **ids, **sizes, "num_attention_heads": 4, "max_position_embeddings": 512}
+
+
+def instructblipvideo() -> TinyMultimodal:
+    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+    words, questions = tokenizer("image_token"), tokenizer()
+    config = transformers.InstructBlipVideoConfig(
+        vision_config={**SIZES, "image_size": 32, "patch_size": 8},
+        qformer_config={**SIZES, "encoder_hidden_size": 32, "vocab_size": len(words)},
+        text_config={"model_type": "llama", "vocab_size": len(words), **TEXT, "bos_token_id": 1},
+        num_query_tokens=5,
+        video_token_index=words.video_token_id,
+    )
+    model = lively(transformers.InstructBlipVideoForConditionalGeneration(config))
+    model.query_tokens.data.normal_(generator=torch.Generator().manual_seed(3))
+    images = BlipImageProcessorPil(size={"height": 32, "width": 32})
+    processor = SimpleNamespace(video_processor=images, tokenizer=words, qformer_tokenizer=questions)
+
+    def pixels(clips: list[Frames]) -> dict[str, Any]:
+        videos = [images(clip, return_tensors="pt").pixel_values for clip in _images(clips)]
+        asked = questions([PROMPT] * len(clips), return_tensors="pt")
+        text = {"qformer_input_ids": asked.input_ids, "qformer_attention_mask": asked.attention_mask}
+        return {"pixel_values": torch.stack(videos), **text}
+
+    return TinyMultimodal(model, processor, pixels, lambda frames: "<video>" * 5 * len(frames) + PROMPT, (4, 4), 8)
+
+
+def perception_lm() -> TinyMultimodal:
+    """timm is not here: the tower is CLIP's, the rest the family's own."""
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    words = tokenizer()
+    vision = transformers.CLIPVisionConfig(**SIZES, image_size=32, patch_size=4, model_args={"embed_dim": 32})
+    config = transformers.PerceptionLMConfig(
+        vision_config=vision,
+        text_config={"model_type": "llama", "vocab_size": len(words), **TEXT},
+        projector_pooling_ratio=2,
+        image_token_id=words.image_token_id,
+        video_token_id=words.video_token_id,
+    )
+    images = ViTImageProcessorPil(size={"height": 32, "width": 32})
+
+    def expand(pixels: Tensor) -> str:
+        me = SimpleNamespace(video_token="<video>", patch_size=4, pooling_ratio=2)
+        return transformers.PerceptionLMProcessor.replace_video_token(me, {"pixel_values_videos": pixels}, 0)
+
+    model = lively(transformers.PerceptionLMForConditionalGeneration(config))
+    return _llava(model, images, images, words, expand, (4, 4), 8)
 
 
 FAMILIES: dict[str, Callable[[], TinyMultimodal]] = {
+    "blip_2": blip_2,
     "idefics3": idefics3,
+    "instructblipvideo": instructblipvideo,
     "internvl": internvl,
     "llava_next_video": llava_next_video,
     "llava_onevision": llava_onevision,
+    "perception_lm": perception_lm,
     "qwen2_5_vl": qwen2_5_vl,
     "qwen2_vl": qwen2_vl,
     "qwen3_vl": qwen3_vl,

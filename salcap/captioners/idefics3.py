@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from salcap.captioners.family import ClipBatch
-from salcap.captioners.multimodal import ClipFeatures, MultimodalCaptioner
+from salcap.captioners.multimodal import ClipFeatures, MultimodalCaptioner, split_clips
 from salcap.captioners.patch_groups import encode_grouped
 from salcap.captioners.preprocessing import FramePreprocessor, patch_grid
 from salcap.captioners.visual_tokens import ClipTokens
@@ -42,17 +42,15 @@ class Idefics3Captioner(MultimodalCaptioner):
     placeholder = "image"
     preprocessor = UnsplitFrames
 
-    def plan_batch(self, batch: ClipBatch) -> list[ClipTokens]:
-        return [self.plan_clip(batch, index, self._grid(pixels)) for index, pixels in enumerate(batch.clip_pixels)]
-
-    def encode(self, batch: ClipBatch, plans: Sequence[ClipTokens]) -> list[ClipFeatures]:
+    def look(self, batch: ClipBatch, prompt: str) -> tuple[list[ClipTokens], list[ClipFeatures]]:
+        grid, side = self._grid(batch.clip_pixels[0]), self.model.config.scale_factor
+        plans = self.plan(batch, grid, num_prefix_tokens=0)
         connector, embeddings = self.model.model.connector, self.model.model.vision_model.embeddings
         if not any(plan.prunes for plan in plans):
             features = connector(self._encode_pixels(torch.cat(list(batch.clip_pixels))))
-            return [list(clip) for clip in features.split([len(pixels) for pixels in batch.clip_pixels])]
-        grid, side = self._grid(batch.clip_pixels[0]), self.model.config.scale_factor
+            return plans, split_clips(features, batch)
         clips = encode_grouped(self._encode_pixels, embeddings, batch.clip_pixels, plans, grid, side, 0)
-        return [[connector.modality_projection(groups) for groups in clip] for clip in clips]
+        return plans, [[connector.modality_projection(groups) for groups in clip] for clip in clips]
 
     def expand(self, frames: Frames, counts: Sequence[int]) -> list[str]:
         return [self._around_image(count) for count in counts]

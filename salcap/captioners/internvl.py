@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from salcap.captioners.family import ClipBatch
-from salcap.captioners.multimodal import ClipFeatures, MultimodalCaptioner
+from salcap.captioners.multimodal import ClipFeatures, MultimodalCaptioner, split_clips
 from salcap.captioners.patch_groups import encode_grouped
 from salcap.captioners.preprocessing import WholeFrames, patch_grid
 from salcap.captioners.visual_tokens import ClipTokens
@@ -24,20 +24,18 @@ class InternVLCaptioner(MultimodalCaptioner):
     placeholder = "image"
     preprocessor = WholeFrames
 
-    def plan_batch(self, batch: ClipBatch) -> list[ClipTokens]:
-        return [self.plan_clip(batch, index, self._grid(pixels)) for index, pixels in enumerate(batch.clip_pixels)]
-
-    def encode(self, batch: ClipBatch, plans: Sequence[ClipTokens]) -> list[ClipFeatures]:
-        model = self.model.model
+    def look(self, batch: ClipBatch, prompt: str) -> tuple[list[ClipTokens], list[ClipFeatures]]:
+        model, grid = self.model.model, self._grid(batch.clip_pixels[0])
+        plans = self.plan(batch, grid, num_prefix_tokens=0)
         if not any(plan.prunes for plan in plans):
             pixels = torch.cat(list(batch.clip_pixels))
             features = model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
-            return [list(clip) for clip in features.split([len(pixels) for pixels in batch.clip_pixels])]
-        tower, grid = model.vision_tower, self._grid(batch.clip_pixels[0])
+            return plans, split_clips(features, batch)
+        tower = model.vision_tower
         clips = encode_grouped(
             self._encode_pixels, tower.embeddings, batch.clip_pixels, plans, grid, self._side, num_prefix_tokens=1
         )
-        return [[model.multi_modal_projector(groups) for groups in clip] for clip in clips]
+        return plans, [[model.multi_modal_projector(groups) for groups in clip] for clip in clips]
 
     def expand(self, frames: Frames, counts: Sequence[int]) -> list[str]:
         start, end = self.tokenizer.start_image_token, self.tokenizer.end_image_token

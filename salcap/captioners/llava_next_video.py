@@ -8,7 +8,7 @@ import torch
 
 from salcap.captioners.family import ClipBatch
 from salcap.captioners.llava_onevision import LlavaOnevisionCaptioner, embeddings_of
-from salcap.captioners.multimodal import ClipFeatures
+from salcap.captioners.multimodal import ClipFeatures, split_clips
 from salcap.captioners.pooled_patches import encode_pooled
 from salcap.captioners.visual_tokens import ClipTokens
 
@@ -20,18 +20,14 @@ class LlavaNextVideoCaptioner(LlavaOnevisionCaptioner):
 
     transformers_class = "LlavaNextVideoForConditionalGeneration"
 
-    def plan_batch(self, batch: ClipBatch) -> list[ClipTokens]:
-        config = self.model.config
+    def look(self, batch: ClipBatch, prompt: str) -> tuple[list[ClipTokens], list[ClipFeatures]]:
+        model, config = self.model.model, self.model.config
         if config.spatial_pool_mode != "average":
             raise ValueError(f"{self.name} pools by {config.spatial_pool_mode!r}: only 'average' is supported")
         rows, columns = self.patch_grid(batch.clip_pixels[0])
-        grid = rows // config.spatial_pool_stride, columns // config.spatial_pool_stride
-        return [self.plan_clip(batch, index, grid) for index in range(len(batch.clips))]
-
-    def encode(self, batch: ClipBatch, plans: Sequence[ClipTokens]) -> list[ClipFeatures]:
-        model = self.model.model
+        stride = config.spatial_pool_stride
+        plans = self.plan(batch, (rows // stride, columns // stride), num_prefix_tokens=0)
         if any(plan.prunes for plan in plans):
-            rows, columns = self.patch_grid(batch.clip_pixels[0])
             identity = torch.eye(rows * columns, device=self.model.device)[None]
             clips = encode_pooled(
                 self.encode_pixels,
@@ -41,11 +37,10 @@ class LlavaNextVideoCaptioner(LlavaOnevisionCaptioner):
                 model.vision_resampler(identity)[0],
                 self.num_prefix_tokens,
             )
-            return [[model.multi_modal_projector(frame) for frame in clip] for clip in clips]
+            return plans, [[model.multi_modal_projector(frame) for frame in clip] for clip in clips]
         pixels = torch.cat(list(batch.clip_pixels))
         pooled = model.vision_resampler(self.encode_pixels(pixels)[:, self.num_prefix_tokens :])
-        frames = model.multi_modal_projector(pooled)
-        return [list(clip) for clip in frames.split([len(pixels) for pixels in batch.clip_pixels])]
+        return plans, split_clips(model.multi_modal_projector(pooled), batch)
 
     def finish(self, batch: ClipBatch, index: int, plan: ClipTokens, clip: ClipFeatures) -> ClipFeatures:
         return clip

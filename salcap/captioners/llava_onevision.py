@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from salcap.captioners.family import ClipBatch
-from salcap.captioners.multimodal import ClipFeatures, MultimodalCaptioner
+from salcap.captioners.multimodal import ClipFeatures, MultimodalCaptioner, split_clips
 from salcap.captioners.pooled_patches import encode_pooled
 from salcap.captioners.preprocessing import WholeFrames, patch_grid
 from salcap.captioners.visual_tokens import ClipTokens
@@ -24,17 +24,12 @@ class LlavaOnevisionCaptioner(MultimodalCaptioner):
     transformers_class = "LlavaOnevisionForConditionalGeneration"
     preprocessor = WholeFrames
 
-    def plan_batch(self, batch: ClipBatch) -> list[ClipTokens]:
-        rows, columns = self.patch_grid(batch.clip_pixels[0])
-        grid = (rows + 1) // 2, (columns + 1) // 2
-        return [self.plan_clip(batch, index, grid) for index in range(len(batch.clips))]
-
-    def encode(self, batch: ClipBatch, plans: Sequence[ClipTokens]) -> list[ClipFeatures]:
-        model = self.model.model
+    def look(self, batch: ClipBatch, prompt: str) -> tuple[list[ClipTokens], list[ClipFeatures]]:
+        model, (rows, columns) = self.model.model, self.patch_grid(batch.clip_pixels[0])
+        plans = self.plan(batch, ((rows + 1) // 2, (columns + 1) // 2), num_prefix_tokens=0)
         if any(plan.prunes for plan in plans):
-            rows, columns = self.patch_grid(batch.clip_pixels[0])
             identity = torch.eye(rows * columns, device=self.model.device)[None]
-            return encode_pooled(
+            return plans, encode_pooled(
                 lambda pixels: model.multi_modal_projector(self.encode_pixels(pixels)),
                 embeddings_of(model.vision_tower),
                 batch.clip_pixels,
@@ -44,8 +39,7 @@ class LlavaOnevisionCaptioner(MultimodalCaptioner):
             )
         pixels = torch.cat(list(batch.clip_pixels))
         projected = model.multi_modal_projector(self.encode_pixels(pixels)[:, self.num_prefix_tokens :])
-        frames = model.apply_pooling(projected)
-        return [list(clip) for clip in frames.split([len(pixels) for pixels in batch.clip_pixels])]
+        return plans, split_clips(model.apply_pooling(projected), batch)
 
     def finish(self, batch: ClipBatch, index: int, plan: ClipTokens, clip: ClipFeatures) -> ClipFeatures:
         newline = self.model.model.image_newline[None].to(clip[-1].device, clip[-1].dtype)

@@ -22,7 +22,7 @@ ClipFeatures = list[Tensor]  # of one clip, for each frame its tokens for the la
 
 
 class MultimodalCaptioner(CaptionerFamily):
-    """Base: implement `plan_batch`, `encode` and `expand`.
+    """Base: implement `look` and `expand`.
 
     Clips of any shape share a call: their prompts are padded on the left. "prune" acts where `encode` says, "scale"
     fades the tokens behind the projector, "bias" adds to the scores of the visual keys in every layer of the language
@@ -36,10 +36,14 @@ class MultimodalCaptioner(CaptionerFamily):
         super().__init__(model, processor, name=name, revision=revision)
         self.chat_template = getattr(processor, "chat_template", None) or getattr(self.tokenizer, "chat_template", None)
         self.placeholder_id: int = getattr(model.config, f"{self.placeholder}_token_id")
-        text_config = model.config.get_text_config(decoder=True)
-        partial = set(getattr(text_config, "layer_types", None) or ()) - {"full_attention"}
-        if partial or text_config._attn_implementation not in ("eager", "sdpa"):  # kernels that add no mask
+        if not self.adds_bias():
             self.modes = self.modes - {"bias"}
+
+    def adds_bias(self) -> bool:
+        """Whether every layer that reads visual tokens adds a mask of four dimensions to its scores."""
+        config = self.model.model.get_decoder().config
+        windowed = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+        return not windowed and config._attn_implementation in ("eager", "sdpa")
 
     @classmethod
     def load_processor(cls, path: str, **source: Any) -> Any:
@@ -59,12 +63,8 @@ class MultimodalCaptioner(CaptionerFamily):
         return None
 
     @abstractmethod
-    def plan_batch(self, batch: ClipBatch) -> list[ClipTokens]:
-        """What each clip's map does to its tokens, over the grid that the language model reads."""
-
-    @abstractmethod
-    def encode(self, batch: ClipBatch, plans: Sequence[ClipTokens]) -> list[ClipFeatures]:
-        """The tokens of each clip as the plans leave them, before "scale"."""
+    def look(self, batch: ClipBatch, prompt: str) -> tuple[list[ClipTokens], list[ClipFeatures]]:
+        """What each clip's map does to its tokens, and the tokens as that leaves them, before "scale"."""
 
     @abstractmethod
     def expand(self, frames: Frames, counts: Sequence[int]) -> list[str]:
@@ -72,10 +72,10 @@ class MultimodalCaptioner(CaptionerFamily):
 
     def generate_batch(self, batch: ClipBatch, generation: dict[str, Any]) -> Generation:
         generation = dict(generation)
-        prompt = generation.pop("prompt", None) or self.default_prompt
+        prompt = generation.pop("prompt", self.default_prompt)
         started = self.now_ms()
-        plans = self.plan_batch(batch)
-        clips = self.scale(plans, self.encode(batch, plans))
+        plans, clips = self.look(batch, prompt)
+        clips = self.scale(plans, clips)
         clips = [self.finish(batch, i, plan, clip) for i, (plan, clip) in enumerate(zip(plans, clips, strict=True))]
         encode_ms = self.now_ms() - started
         counts = [[len(frame) for frame in clip] for clip in clips]
@@ -86,7 +86,7 @@ class MultimodalCaptioner(CaptionerFamily):
             raise ValueError(f"the prompt has {visual.sum(1).tolist()} places for {expected} visual tokens: {prompt!r}")
         with ExitStack() as hooks:
             self.add_bias(hooks, batch, plans, clips, visual)
-            inputs |= self.language_inputs(batch, plans, clips, inputs, prompt)
+            inputs = self.language_inputs(batch, plans, clips, inputs, prompt)
             output = self.generator.generate(**inputs, **generation)
         length = visual.shape[1] if "input_ids" in inputs else 0
         return Generation(output, expected, encode_ms, length)
@@ -108,12 +108,12 @@ class MultimodalCaptioner(CaptionerFamily):
         inputs: dict[str, Tensor],
         prompt: str,
     ) -> dict[str, Any]:
-        """What ``generate`` takes beside the ids and their mask: here the embeddings with the tokens at their places."""
+        """What ``generate`` takes: the ids and their mask, and here the embeddings with the tokens at their places."""
         ids = inputs["input_ids"]
         embeds = self.model.get_input_embeddings()(ids)
         tokens = torch.cat([frame for clip in clips for frame in clip]).to(embeds.device, embeds.dtype)
         visual = (ids == self.placeholder_id)[..., None]
-        return {"inputs_embeds": embeds.masked_scatter(visual, tokens)}
+        return {**inputs, "inputs_embeds": embeds.masked_scatter(visual, tokens)}
 
     def add_bias(
         self,
@@ -210,3 +210,8 @@ def causal_bias(bias: Tensor, config: Any) -> Callable[..., Any]:
         return args, {**kwargs, "attention_mask": mask + F.pad(rows, (0, mask.shape[-1] - rows.shape[-1]))}
 
     return hook
+
+
+def split_clips(frames: Tensor, batch: ClipBatch) -> list[ClipFeatures]:
+    """The tokens of all frames of all clips (R, n, D), clip by clip."""
+    return [list(clip) for clip in frames.split([len(pixels) for pixels in batch.clip_pixels])]

@@ -68,18 +68,16 @@ class PackedCaptioner(MultimodalCaptioner):
     def run_tower(self, patches: Tensor, grid_thw: Tensor, **precomputed: Tensor) -> Tensor:
         """Packed patches (n, values) to tokens (n / side / side, D); ``precomputed`` as in transformers.vision_utils."""
 
-    def plan_batch(self, batch: ClipBatch) -> list[ClipTokens]:
+    def look(self, batch: ClipBatch, prompt: str) -> tuple[list[ClipTokens], list[ClipFeatures]]:
         grids = [(pixels.shape[1], pixels.shape[2]) for pixels in batch.clip_pixels]
-        return [self.plan_clip(batch, index, grid, span=self.preprocess.span) for index, grid in enumerate(grids)]
-
-    def encode(self, batch: ClipBatch, plans: Sequence[ClipTokens]) -> list[ClipFeatures]:
+        plans = [self.plan_clip(batch, i, grid, span=self.preprocess.span) for i, grid in enumerate(grids)]
         patches = torch.cat([pixels.flatten(0, 3) for pixels in batch.clip_pixels])
         if any(plan.prunes for plan in plans):
             tokens = self.encode_pruned(batch, plans, patches)
         else:
             tokens = self.run_tower(patches, self.grid_thw(batch))
         frames = iter(tokens.split([count for plan in plans for count in plan.counts]))
-        return [[next(frames) for _ in plan.counts] for plan in plans]
+        return plans, [[next(frames) for _ in plan.counts] for plan in plans]
 
     def encode_pruned(self, batch: ClipBatch, plans: Sequence[ClipTokens], patches: Tensor) -> Tensor:
         places = self.pruned_places(batch, plans)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import transformers
 from torch import Tensor
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_transforms import get_resize_output_image_size
@@ -99,6 +101,13 @@ class WholeFrames(FramePreprocessor):
     def __init__(self, image_processor: Any) -> None:
         given = {name: getattr(image_processor, name) for name in _PLAIN if getattr(image_processor, name, None) is not None}
         super().__init__(PilBackend(**given))
+
+
+def load_frame_settings(path: str, **source: Any) -> Any:
+    """The attributes of a saved video or image processor whose class cannot be loaded without torchvision."""
+    made = transformers.ProcessorMixin.get_processor_dict(path, **source)[0]
+    found = made.get("video_processor") or made.get("image_processor")
+    return SimpleNamespace(**(found or PilBackend.get_image_processor_dict(path, **source)[0]))
 
 
 def pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:

@@ -61,7 +61,7 @@ class Qwen3VLCaptioner(Qwen2VLCaptioner):
         tokens, *deepstack = ([clip[layer] for clip in parts] for layer in range(1 + layers))
         output = BaseModelOutputWithDeepstackFeatures(pooler_output=tokens, deepstack_features=deepstack)
         places = self.position_ids(batch, plans, inputs, prompt)
-        return {"mm_encoder_outputs": {"video": output}, "position_ids": places}
+        return {**inputs, "mm_encoder_outputs": {"video": output}, "position_ids": places}
 
     def expand(self, frames: Frames, counts: Sequence[int]) -> list[str]:
         span, times = self.preprocess.span, frames.pts_seconds.tolist()

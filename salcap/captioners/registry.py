@@ -21,11 +21,14 @@ BUNDLED = ("salcap-mini",)
 # model_type, or model_type/encoder's model_type for a finer choice -> a family, or where to import it from
 CAPTIONER_FAMILIES: dict[str, str | type[CaptionerFamily]] = {
     "blip": "salcap.captioners.blip:BlipCaptioner",
+    "blip-2": "salcap.captioners.blip_2:Blip2Captioner",
     "git": "salcap.captioners.git:GitCaptioner",
     "idefics3": "salcap.captioners.idefics3:Idefics3Captioner",
+    "instructblipvideo": "salcap.captioners.instructblipvideo:InstructBlipVideoCaptioner",
     "internvl": "salcap.captioners.internvl:InternVLCaptioner",
     "llava_next_video": "salcap.captioners.llava_next_video:LlavaNextVideoCaptioner",
     "llava_onevision": "salcap.captioners.llava_onevision:LlavaOnevisionCaptioner",
+    "perception_lm": "salcap.captioners.perception_lm:PerceptionLMCaptioner",
     "qwen2_5_vl": "salcap.captioners.qwen2_5_vl:Qwen2_5VLCaptioner",
     "qwen2_vl": "salcap.captioners.qwen2_vl:Qwen2VLCaptioner",
     "qwen3_vl": "salcap.captioners.qwen3_vl:Qwen3VLCaptioner",
