@@ -40,7 +40,8 @@ MARKS = {
     "im_start": "<|im_start|>",
 }
 WORDS = [f"w{i}" for i in range(60)] + [str(i) for i in range(10)] + [f"{i:02d}" for i in range(20)]
-WORDS += "Describe the video in one two three four sentence . : < > s Time Frame Frame1 Frame2 seconds from User".split()
+WORDS += ["Describe", "the", "video", "in", "one", "two", "three", "four", "sentence", "from", "User", "Assistant"]
+WORDS += ["Time", "Frame", "Frame1", "Frame2", "seconds", "s", ".", ":", "<", ">"]
 
 
 def tokenizer(*unmarked: str) -> transformers.PreTrainedTokenizerFast:
@@ -270,7 +271,11 @@ def qwen3_vl() -> TinyMultimodal:
 
     def expand(frames: Frames, grid: Tensor) -> str:
         me = SimpleNamespace(video_processor=SimpleNamespace(merge_size=2, temporal_patch_size=2))
-        me.video_token, me.vision_start_token, me.vision_end_token = "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"
+        me.video_token, me.vision_start_token, me.vision_end_token = (
+            "<|video_pad|>",
+            "<|vision_start|>",
+            "<|vision_end|>",
+        )
         cls = transformers.Qwen3VLProcessor
         me._calculate_timestamps = lambda *given: cls._calculate_timestamps(me, *given)
         metadata = SimpleNamespace(fps=1.0, frames_indices=frames.pts_seconds.tolist())
@@ -387,7 +392,11 @@ def blip_2(language: str = "opt") -> TinyMultimodal:
     processor = transformers.Blip2Processor(images, words, num_query_tokens=5)
 
     def pixels(clips: list[Frames]) -> dict[str, Any]:
-        return {"pixel_values": images([image for clip in _images(clips) for image in clip], return_tensors="pt").pixel_values}
+        return {
+            "pixel_values": images(
+                [image for clip in _images(clips) for image in clip], return_tensors="pt"
+            ).pixel_values
+        }
 
     return TinyMultimodal(model, processor, pixels, lambda frames: "<image>" * 5 * len(frames) + PROMPT, (4, 4), 8)
 

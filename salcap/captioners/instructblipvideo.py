@@ -27,7 +27,7 @@ class InstructBlipVideoCaptioner(QFormerCaptioner):
 
     def __init__(self, model: Any, processor: Any, *, name: str | None = None, revision: str | None = None) -> None:
         frames = getattr(processor, "image_processor", None) or getattr(processor, "video_processor", None)
-        self.qformer_tokenizer = getattr(processor, "qformer_tokenizer", None)
+        self.qformer_tokenizer: Any = getattr(processor, "qformer_tokenizer", None)
         if frames is None or self.qformer_tokenizer is None:
             raise ValueError(
                 "processor must have a video_processor or image_processor, a tokenizer and a qformer_tokenizer,"
@@ -40,9 +40,7 @@ class InstructBlipVideoCaptioner(QFormerCaptioner):
         return SimpleNamespace(
             video_processor=load_frame_settings(path, revision=source["revision"]),
             tokenizer=transformers.AutoTokenizer.from_pretrained(path, **source),
-            qformer_tokenizer=transformers.AutoTokenizer.from_pretrained(
-                path, subfolder="qformer_tokenizer", **source
-            ),
+            qformer_tokenizer=transformers.AutoTokenizer.from_pretrained(path, subfolder="qformer_tokenizer", **source),
         )
 
     def prompt_ids(self, frames: Frames, counts: Sequence[int], prompt: str) -> list[int]:

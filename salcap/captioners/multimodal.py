@@ -201,7 +201,7 @@ def causal_bias(bias: Tensor, config: Any) -> Callable[..., Any]:
 
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         embeds = kwargs["inputs_embeds"]
-        mask = create_causal_mask(
+        mask: Any = create_causal_mask(
             config, embeds, kwargs.get("attention_mask"), kwargs.get("past_key_values"), allow_is_causal_skip=False
         )
         if mask.dtype == torch.bool:

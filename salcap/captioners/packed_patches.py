@@ -66,7 +66,7 @@ class PackedCaptioner(MultimodalCaptioner):
 
     @abstractmethod
     def run_tower(self, patches: Tensor, grid_thw: Tensor, **precomputed: Tensor) -> Tensor:
-        """Packed patches (n, values) to tokens (n / side / side, D); ``precomputed`` as in transformers.vision_utils."""
+        """Packed patches (n, values) to tokens (n / side / side, D); ``precomputed`` as in vision_utils."""
 
     def look(self, batch: ClipBatch, prompt: str) -> tuple[list[ClipTokens], list[ClipFeatures]]:
         grids = [(pixels.shape[1], pixels.shape[2]) for pixels in batch.clip_pixels]

@@ -99,7 +99,9 @@ class WholeFrames(FramePreprocessor):
     """
 
     def __init__(self, image_processor: Any) -> None:
-        given = {name: getattr(image_processor, name) for name in _PLAIN if getattr(image_processor, name, None) is not None}
+        given = {
+            name: getattr(image_processor, name) for name in _PLAIN if getattr(image_processor, name, None) is not None
+        }
         super().__init__(PilBackend(**given))
 
 

@@ -13,7 +13,7 @@ from salcap.captioners.qwen2_vl import Qwen2VLCaptioner
 from salcap.captioners.visual_tokens import ClipTokens
 
 
-class Qwen2_5VLCaptioner(Qwen2VLCaptioner):  # noqa: N801
+class Qwen2_5VLCaptioner(Qwen2VLCaptioner):
     """``Qwen2_5_VLForConditionalGeneration``: a pruned group stays in its window, a coarse token goes to the window
     around its middle.
     """

@@ -58,6 +58,8 @@ class Qwen3VLCaptioner(Qwen2VLCaptioner):
     ) -> dict[str, Any]:
         layers = len(self.model.config.vision_config.deepstack_visual_indexes)
         parts = [torch.cat(clip).chunk(1 + layers, -1) for clip in clips]
+        tokens: Any
+        deepstack: Any
         tokens, *deepstack = ([clip[layer] for clip in parts] for layer in range(1 + layers))
         output = BaseModelOutputWithDeepstackFeatures(pooler_output=tokens, deepstack_features=deepstack)
         places = self.position_ids(batch, plans, inputs, prompt)
