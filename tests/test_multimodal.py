@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from test_captioners import assert_same_bits, make_clip, make_map, outputs, stat
 from tiny_multimodal import PROMPT
 from torch import Tensor
 
+import salcap
 from salcap.captioners import CAPTIONER_FAMILIES, load_captioner
 from salcap.captioners.smolvlm import in_words
 from salcap.config import POLICIES, Weighting
@@ -298,9 +300,15 @@ def test_a_q_former_bias_without_bound_leaves_what_slicing_would(family, attenti
 def test_a_saved_folder_captions_as_the_model_it_was_saved_from(family, tmp_path):
     tiny, given = load(family)
     tiny.model.save_pretrained(tmp_path)
-    tokenizer = tiny.processor.tokenizer
-    tokenizer.chat_template = tiny.processor.chat_template if family in CHATS else None
-    tokenizer.save_pretrained(tmp_path)
+    tokenizer, template = tiny.processor.tokenizer, tiny.processor.chat_template if family in CHATS else None
+    if family == "internvl":  # as older checkpoints have it: the processor's own file, and one for text alone
+        (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+        tokenizer.save_pretrained(tmp_path)
+        settings = json.loads((tmp_path / "tokenizer_config.json").read_text()) | {"chat_template": "for text alone"}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    else:
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(tmp_path)
     frames = getattr(tiny.processor, "image_processor", None) or tiny.processor.video_processor
     frames.save_pretrained(tmp_path)
     if family == "instructblipvideo":
@@ -323,6 +331,21 @@ def test_an_attention_that_adds_no_mask_offers_no_bias():
         captioner.generate([make_clip(0)], [make_map(0)], Weighting("bias"))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_videos_of_unequal_length_go_through_the_whole_pipeline(family):
+    tiny = tiny_multimodal.FAMILIES[family]()
+    captioner = salcap.SaliencyCaptioner.from_pretrained(
+        tiny.model, tiny.processor, saliency="center", mode="scale+prune", policy="top", keep_ratio=0.5
+    )
+    videos = [
+        make_clip(seed, num_frames, height=40).pixels.permute(0, 2, 3, 1) for seed, num_frames in enumerate((5, 2))
+    ]
+    results = captioner.caption_batch(videos, num_frames=3, max_new_tokens=3)
+    assert [result.error for result in results] == [None, None]
+    whole = captioner.with_weighting(mode="none").caption(videos[0], num_frames=3, max_new_tokens=3)
+    assert results[0].visual_tokens == (15 if family in QFORMERS else (whole.visual_tokens + 1) // 2)
+
+
 @pytest.mark.parametrize("family", CHATS)
 def test_another_prompt_changes_the_text_and_is_no_part_of_it(family, outputs):  # noqa: F811
     _, captioner = load(family)
@@ -337,7 +360,7 @@ def test_another_prompt_changes_the_text_and_is_no_part_of_it(family, outputs): 
 def test_a_chat_without_place_for_the_video_is_refused():
     tiny = tiny_multimodal.internvl()
     processor = SimpleNamespace(image_processor=tiny.processor.image_processor, tokenizer=tiny.processor.tokenizer)
-    with pytest.raises(ValueError, match="no chat template: set tokenizer.chat_template"):
+    with pytest.raises(ValueError, match="has no chat template"):
         load_captioner(tiny.model, processor).generate([make_clip(0)], None, Weighting())
     processor.chat_template = "{{ messages[0]['content'][1]['text'] }}"
     with pytest.raises(ValueError, match=r"makes 0 of 1 placeholders '<video>': give the model's own processor"):
@@ -345,6 +368,13 @@ def test_a_chat_without_place_for_the_video_is_refused():
     captioner = load_captioner(tiny.model, tiny.processor)
     with pytest.raises(ValueError, match=r"the prompt has \[33\] places for \[32\] visual tokens"):
         captioner.generate([make_clip(0)], None, Weighting(), prompt="<IMG_CONTEXT>")
+
+
+def test_llava_next_video_with_another_pooling_is_refused():
+    tiny = tiny_multimodal.llava_next_video()
+    tiny.model.config.spatial_pool_mode = "max"
+    with pytest.raises(ValueError, match="pools by 'max': only 'average' is supported"):
+        load_captioner(tiny.model, tiny.processor)
 
 
 def test_instructblipvideo_needs_its_second_tokenizer():
@@ -374,8 +404,16 @@ def test_video_llama_3_leaves_out_what_does_not_change(num_frames, outputs):  # 
 
 @pytest.mark.parametrize(
     "number, words",
-    [(0, "zero"), (8, "eight"), (13, "thirteen"), (20, "twenty"), (64, "sixty-four"), (100, "one hundred")]
-    + [(128, "one hundred and twenty-eight"), (999, "nine hundred and ninety-nine")],
+    [
+        (0, "zero"),
+        (8, "eight"),
+        (13, "thirteen"),
+        (20, "twenty"),
+        (64, "sixty-four"),
+        (100, "one hundred"),
+        (128, "one hundred and twenty-eight"),
+        (999, "nine hundred and ninety-nine"),
+    ],
 )
 def test_numbers_in_words(number, words):
     assert in_words(number) == words

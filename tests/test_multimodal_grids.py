@@ -27,7 +27,7 @@ CELLS = [[(0, 1), (2, 3), (3, 0)], [(1, 2), (1, 0), (3, 3)]]  # rows and columns
 def load_exact(family: str) -> tuple[tiny_multimodal.TinyMultimodal, Any, Frames]:
     """A model with frames of just its size, so that no resizing mixes pixels of neighbouring cells."""
     tiny, captioner = load(family)
-    if family in ("idefics3", "smolvlm"):
+    if family == "idefics3":
         tiny.processor.image_processor.size = {"longest_edge": 32}
     if family == "perception_lm":  # it prunes behind the encoder, whose layers mix patches: do without them
         del vision_layers(tiny.model)[:]
@@ -267,7 +267,7 @@ def test_pooled_tokens_are_what_pooling_all_patches_gives():
 
 @pytest.mark.parametrize("family", QWENS)
 def test_an_odd_last_frame_stands_for_the_missing_one(family, outputs):  # noqa: F811
-    tiny, captioner = load(family)
+    _, captioner = load(family)
     clip = make_clip(0, 3)
     twice = Frames(clip.pixels[[0, 1, 2, 2]], clip.pts_seconds[[0, 1, 2, 2]])
     for frames in (clip, twice):

@@ -132,7 +132,8 @@ def _idefics3(config_class: Any, model_class: Any, with_times: bool) -> TinyMult
         processor = transformers.Idefics3Processor(images, words, image_seq_len=16, chat_template=template)
 
     def pixels(clips: list[Frames]) -> dict[str, Any]:
-        return dict(images(_images(clips), do_image_splitting=False, return_tensors="pt"))
+        size = dict(images.max_image_size if with_times else images.size)
+        return dict(images(_images(clips), do_image_splitting=False, size=size, return_tensors="pt"))
 
     def text(frames: Frames) -> str:
         if not with_times:

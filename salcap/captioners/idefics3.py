@@ -24,10 +24,14 @@ class UnsplitFrames(FramePreprocessor):
         return {}
 
     def __call__(self, frames: Frames) -> Tensor:
-        images = [list(frames.pixels.cpu().numpy())]
-        return self.image_processor(
-            images, input_data_format="channels_first", do_image_splitting=False, return_tensors="pt"
-        )["pixel_values"][0]
+        images, options = [list(frames.pixels.cpu().numpy())], {"do_image_splitting": False, "size": self.size}
+        batch = self.image_processor(images, input_data_format="channels_first", return_tensors="pt", **options)
+        return batch["pixel_values"][0]
+
+    @property
+    def size(self) -> dict[str, int]:
+        """What frames are resized to before they are made square."""
+        return self._size("size")
 
     def seen_box(self, height: int, width: int) -> tuple[float, float, float, float]:
         return 0.0, 0.0, 1.0, 1.0

@@ -47,12 +47,11 @@ class MultimodalCaptioner(CaptionerFamily):
 
     @classmethod
     def load_processor(cls, path: str, **source: Any) -> Any:
-        parts = cls.load_parts(path, **source)
-        tokenizer = parts[1]
-        if not tokenizer.chat_template:  # older checkpoints keep it in a file that only processors read
-            found = transformers.ProcessorMixin.get_processor_dict(path, revision=source["revision"])[0]
-            tokenizer.chat_template = found.get("chat_template")
-        return parts
+        image_processor, tokenizer = cls.load_parts(path, **source)
+        # older checkpoints keep it in a file that only processors read, and one for text alone with the tokenizer
+        found = transformers.ProcessorMixin.get_processor_dict(path, revision=source["revision"])[0]
+        tokenizer.chat_template = found.get("chat_template") or tokenizer.chat_template
+        return image_processor, tokenizer
 
     @classmethod
     def load_parts(cls, path: str, **source: Any) -> tuple[Any, Any]:

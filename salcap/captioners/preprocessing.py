@@ -109,7 +109,8 @@ def load_frame_settings(path: str, **source: Any) -> Any:
     """The attributes of a saved video or image processor whose class cannot be loaded without torchvision."""
     made = transformers.ProcessorMixin.get_processor_dict(path, **source)[0]
     found = made.get("video_processor") or made.get("image_processor")
-    return SimpleNamespace(**(found or PilBackend.get_image_processor_dict(path, **source)[0]))
+    found = found or PilBackend.get_image_processor_dict(path, **source)[0]
+    return SimpleNamespace(**{"do_resize": True, "do_rescale": True, "do_normalize": True, **found})
 
 
 def pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:

@@ -138,7 +138,8 @@ def _find_family(model_type: str, encoder_type: str | None) -> type[CaptionerFam
     if found is None:
         raise ValueError(
             f"no captioner family for model type {model_type!r}; there are {', '.join(sorted(CAPTIONER_FAMILIES))}."
-            " Derive one from salcap.captioners.family.CaptionerFamily and call"
+            " To add one, derive it from salcap.captioners.family.CaptionerFamily, or from"
+            " salcap.captioners.multimodal.MultimodalCaptioner where a language model reads placeholders, and call"
             f" salcap.captioners.register_captioner({model_type!r}, YourFamily)"
         )
     if isinstance(found, str):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import timedelta
 
-from salcap.captioners.idefics3 import Idefics3Captioner
+from salcap.captioners.idefics3 import Idefics3Captioner, UnsplitFrames
 from salcap.frames import Frames
 
 _ONES: tuple[str, ...] = (
@@ -27,6 +27,14 @@ _ONES += ("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
 _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 
 
+class UnsplitVideoFrames(UnsplitFrames):
+    """Resized to the video processor's size, which is the square's own: large images would be enlarged first."""
+
+    @property
+    def size(self) -> dict[str, int]:
+        return dict(self.image_processor.max_image_size)
+
+
 class SmolVLMCaptioner(Idefics3Captioner):
     """``SmolVLMForConditionalGeneration``: Idefics3's recipe, and each frame's time in the prompt.
 
@@ -34,6 +42,7 @@ class SmolVLMCaptioner(Idefics3Captioner):
     """
 
     transformers_class = "SmolVLMForConditionalGeneration"
+    preprocessor = UnsplitVideoFrames
 
     def expand(self, frames: Frames, counts: Sequence[int]) -> list[str]:
         times = frames.pts_seconds.tolist()
