@@ -377,6 +377,13 @@ def test_llava_next_video_with_another_pooling_is_refused():
         load_captioner(tiny.model, tiny.processor)
 
 
+def test_a_config_without_placeholder_is_refused():
+    tiny = tiny_multimodal.blip_2()
+    tiny.model.config.image_token_index = None
+    with pytest.raises(ValueError, match="has no image_token_id"):
+        load_captioner(tiny.model, tiny.processor)
+
+
 def test_instructblipvideo_needs_its_second_tokenizer():
     tiny = tiny_multimodal.instructblipvideo()
     with pytest.raises(ValueError, match="and a qformer_tokenizer, got SimpleNamespace"):

@@ -24,9 +24,12 @@ ClipFeatures = list[Tensor]  # of one clip, for each frame its tokens for the la
 class MultimodalCaptioner(CaptionerFamily):
     """Base: implement `look` and `expand`.
 
-    Clips of any shape share a call: their prompts are padded on the left. "prune" acts where `encode` says, "scale"
+    Clips of any shape share a call: their prompts are padded on the left. "prune" acts where `look` says, "scale"
     fades the tokens behind the projector, "bias" adds to the scores of the visual keys in every layer of the language
     model, through a mask of four dimensions. ``generate`` takes one more keyword, ``prompt``: what the model is asked.
+
+    Raises:
+        ValueError: a config without the placeholder's id.
     """
 
     default_prompt: ClassVar[str] = "Describe the video in one sentence."
@@ -36,6 +39,10 @@ class MultimodalCaptioner(CaptionerFamily):
         super().__init__(model, processor, name=name, revision=revision)
         self.chat_template = getattr(processor, "chat_template", None) or getattr(self.tokenizer, "chat_template", None)
         self.placeholder_id: int = getattr(model.config, f"{self.placeholder}_token_id")
+        if self.placeholder_id is None:
+            raise ValueError(
+                f"the config of {self.name} has no {self.placeholder}_token_id: it is older than transformers 5"
+            )
         if not self.adds_bias():
             self.modes = self.modes - {"bias"}
 
@@ -71,7 +78,8 @@ class MultimodalCaptioner(CaptionerFamily):
 
     def generate_batch(self, batch: ClipBatch, generation: dict[str, Any]) -> Generation:
         generation = dict(generation)
-        prompt = generation.pop("prompt", self.default_prompt)
+        prompt = generation.pop("prompt", None)
+        prompt = self.default_prompt if prompt is None else prompt
         started = self.now_ms()
         plans, clips = self.look(batch, prompt)
         clips = self.scale(plans, clips)
