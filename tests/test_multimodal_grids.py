@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import tiny_multimodal
 import torch
 from test_captioners import make_clip, make_map, outputs  # noqa: F401
 from test_multimodal import FAMILIES, QWENS, load, vision_layers
-from tiny_multimodal import PROMPT
+from tiny_chat import PROMPT, TinyMultimodal
 from torch import Tensor
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
@@ -24,7 +23,7 @@ EARLY = [family for family in FAMILIES if family != "perception_lm"]
 CELLS = [[(0, 1), (2, 3), (3, 0)], [(1, 2), (1, 0), (3, 3)]]  # rows and columns, for each span of frames
 
 
-def load_exact(family: str) -> tuple[tiny_multimodal.TinyMultimodal, Any, Frames]:
+def load_exact(family: str) -> tuple[TinyMultimodal, Any, Frames]:
     """A model with frames of just its size, so that no resizing mixes pixels of neighbouring cells."""
     tiny, captioner = load(family)
     if family == "idefics3":
