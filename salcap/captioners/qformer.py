@@ -37,33 +37,39 @@ class QFormerCaptioner(MultimodalCaptioner):
         return self.model.qformer.config._attn_implementation in ("eager", "sdpa")
 
     def look(self, batch: ClipBatch, prompt: str) -> tuple[list[ClipTokens], list[ClipFeatures]]:
-        vision, pixels = self.model.vision_model, torch.cat(list(batch.clip_pixels))
-        plans = self.plan(batch, patch_grid(pixels, vision.config.image_size, vision.config.patch_size), 1)
-        places = [(plan, frame) for plan in plans for frame in range(len(plan.counts))]
-        lengths = [plan.counts[frame] for plan, frame in places]
+        vision = self.model.vision_model.config
+        plans = self.plan(batch, patch_grid(batch.clip_pixels[0], vision.image_size, vision.patch_size), 1)
+        rows = self._encode(batch, plans)
+        biases = None
+        if "bias" in batch.weighting.modes:
+            biases = [row for plan in plans for row in plan.bias().split(plan.counts)]
+        features: dict[int, Tensor] = {}
+        for length in sorted({len(row) for row in rows}):  # frames with equally many patches go together
+            indices = [index for index, row in enumerate(rows) if len(row) == length]
+            with self._biased(biases and torch.stack([biases[index] for index in indices])):
+                made = self.query(torch.stack([rows[index] for index in indices]), prompt)
+            features.update(zip(indices, made, strict=True))
+        frames = iter(features[index] for index in range(len(rows)))
+        return plans, [[next(frames) for _ in plan.counts] for plan in plans]
+
+    def _encode(self, batch: ClipBatch, plans: Sequence[ClipTokens]) -> list[Tensor]:
+        """For each frame of all clips its patches (n, D) as pruned and scaled."""
+        pixels = torch.cat(list(batch.clip_pixels))
         if any(plan.prunes for plan in plans):
+            places = [(plan, frame) for plan in plans for frame in range(len(plan.counts))]
             prunes = [partial(plan.prune, frame) for plan, frame in places]
-            rows = encode_pruned(self._encode_pixels, vision.embeddings, pixels, prunes, lengths)
+            lengths = [plan.counts[frame] for plan, frame in places]
+            rows = encode_pruned(self._encode_pixels, self.model.vision_model.embeddings, pixels, prunes, lengths)
         else:
             rows = list(self._encode_pixels(pixels))
         clips = torch.cat(rows).split([plan.num_tokens for plan in plans])
-        rows = [row for plan, clip in zip(plans, clips, strict=True) for row in plan.scale(clip).split(plan.counts)]
-        bias = None
-        if "bias" in batch.weighting.modes:
-            bias = [row for plan in plans for row in plan.bias().split(plan.counts)]
-        features: dict[int, Tensor] = {}
-        for length in sorted(set(lengths)):
-            indices = [index for index, other in enumerate(lengths) if other == length]
-            biases = None if bias is None else torch.stack([bias[index] for index in indices])
-            with self._biased(biases):
-                features.update(zip(indices, self.query(torch.stack([rows[i] for i in indices]), prompt), strict=True))
-        frames = iter(features[index] for index in range(len(lengths)))
-        return plans, [[next(frames) for _ in plan.counts] for plan in plans]
+        return [row for plan, clip in zip(plans, clips, strict=True) for row in plan.scale(clip).split(plan.counts)]
 
     def _encode_pixels(self, pixels: Tensor) -> Tensor:
         return self.model.vision_model(pixel_values=pixels).last_hidden_state
 
     def _biased(self, bias: Tensor | None) -> ExitStack:
+        """Hooks on the Q-Former that are removed on leaving a ``with`` block."""
         hooks = ExitStack()
         if bias is not None and bool(bias.any()):
             for layer in self.model.qformer.encoder.layer:
