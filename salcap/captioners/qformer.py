@@ -46,7 +46,7 @@ class QFormerCaptioner(MultimodalCaptioner):
         features: dict[int, Tensor] = {}
         for length in sorted({len(row) for row in rows}):  # frames with equally many patches go together
             indices = [index for index, row in enumerate(rows) if len(row) == length]
-            with self._biased(biases and torch.stack([biases[index] for index in indices])):
+            with self._biased(None if biases is None else torch.stack([biases[index] for index in indices])):
                 made = self.query(torch.stack([rows[index] for index in indices]), prompt)
             features.update(zip(indices, made, strict=True))
         frames = iter(features[index] for index in range(len(rows)))
