@@ -67,6 +67,8 @@ class SaliencyCaptioner:
         revision: str | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
+        device_map: Any = None,
+        attn_implementation: str | None = None,
         trust_remote_code: bool = False,
     ) -> SaliencyCaptioner:
         """Load a captioner with a saliency backbone in front.
@@ -77,11 +79,19 @@ class SaliencyCaptioner:
             mode, policy, keep_ratio, max_visual_tokens, min_keep, scope, strength, seed: see
                 `salcap.config.Weighting`; None takes the captioner's default. A ``keep_ratio`` below 1 or a
                 ``max_visual_tokens`` alone adds "prune" to the default mode, and replaces the default's budget.
+            revision, device, dtype, device_map, attn_implementation, trust_remote_code: see `load_captioner`.
         """
         from salcap.captioners import load_captioner
 
         captioner = load_captioner(
-            model, processor, revision=revision, device=device, dtype=dtype, trust_remote_code=trust_remote_code
+            model,
+            processor,
+            revision=revision,
+            device=device,
+            dtype=dtype,
+            device_map=device_map,
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
         )
         given = {
             "mode": mode,

@@ -120,8 +120,8 @@ def test_partners_learn_from_each_other_and_are_saved(root, trained, tmp_path):
     model = run(settings(root, tmp_path, stage))
     start = UvaNet.from_pretrained(trained)
     saved = UvaNet.from_pretrained(tmp_path / "partners" / "a")
-    assert not torch.equal(saved.stem.conv.weight, start.stem.conv.weight)
-    assert not torch.equal(model.stem.conv.weight, start.stem.conv.weight)
+    assert not torch.equal(saved.stem[0].conv.weight, start.stem[0].conv.weight)
+    assert not torch.equal(model.stem[0].conv.weight, start.stem[0].conv.weight)
 
 
 def test_a_run_ends_with_a_card(root, tmp_path):

@@ -175,6 +175,21 @@ def test_pruning_saves_the_encoder_and_the_language_model_their_work(family, pol
         assert lengths[1] - lengths[0] == num_tokens[False] - num_tokens[True]
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_clip_has_as_many_visual_tokens_as_it_may(family):
+    _, captioner = load(family)
+    clip, log_density = make_clip(0, 2), make_map(0, 2)
+    (whole,) = captioner.generate([clip], None, Weighting(), max_new_tokens=2)
+    limit = whole.visual_tokens - 3
+    weighting = Weighting("prune", "top", max_visual_tokens=limit)
+    if family in QFORMERS:
+        with pytest.raises(ValueError, match=f"max_visual_tokens {limit} cannot be honoured"):
+            captioner.generate([clip], [log_density], weighting)
+        return
+    (pruned,) = captioner.generate([clip], [log_density], weighting, max_new_tokens=2)
+    assert pruned.visual_tokens == limit
+
+
 @pytest.mark.parametrize("num_beams", [1, 3])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_ragged_batch_equals_single_runs(family, num_beams):

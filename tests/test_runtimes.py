@@ -180,7 +180,7 @@ def test_gradients_go_through_the_network(student, plain, runtime):
     close(maps, plain(pixels))
     maps.sum().backward()
     assert float(pixels.grad.abs().sum()) > 0
-    assert fast.stem.conv.weight.grad is not None
+    assert fast.stem[0].conv.weight.grad is not None
     with torch.no_grad():
         in_training = fast.train()(pixels)
     assert float((in_training - maps.detach()).abs().max()) > 1e-3  # BatchNorm reads the batch

@@ -82,6 +82,8 @@ class CaptionerFamily(ABC):
     modes: frozenset[str] = frozenset({"none", "scale", "bias", "prune"})
     early_pruning: bool = True
     max_frames: int | None = None
+    fixed_tokens: bool = False  # whether a clip has the same number of visual tokens whatever is pruned
+    num_extra_tokens: int = 0  # visual tokens that belong to no frame
     default_saliency: str = "uva_net"
     default_weighting: Weighting = Weighting()
 
@@ -199,7 +201,8 @@ class CaptionerFamily(ABC):
             missing = -len(frames) % span
             saliency = torch.cat([saliency, saliency[-1:].expand(missing, -1)]).unflatten(0, (-1, span)).mean(1)
         num_frames, seed = math.ceil(len(frames) / span), clip_seed(frames, batch.weighting)
-        return ClipTokens(batch.weighting, num_frames, grid, num_prefix_tokens, saliency, seed)
+        extra = self.num_extra_tokens
+        return ClipTokens(batch.weighting, num_frames, grid, num_prefix_tokens, saliency, seed, extra)
 
     @property
     def generator(self) -> Any:
@@ -227,6 +230,11 @@ class CaptionerFamily(ABC):
         unknown = sorted(set(weighting.modes) - self.modes)
         if unknown:
             raise ValueError(f"{self.name} cannot honour mode {'+'.join(unknown)!r}; it allows {sorted(self.modes)}")
+        if self.fixed_tokens and weighting.max_visual_tokens is not None:
+            raise ValueError(
+                f"{self.name} makes as many visual tokens of every frame whatever is pruned: max_visual_tokens"
+                f" {weighting.max_visual_tokens} cannot be honoured; give keep_ratio, or fewer frames"
+            )
         for frames in clips:
             if self.max_frames is not None and len(frames) > self.max_frames:
                 raise ValueError(f"{self.name} takes at most {self.max_frames} frames a clip, got {len(frames)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from contextlib import ExitStack
 from itertools import count
@@ -15,6 +16,7 @@ from salcap.captioners.family import CaptionerFamily, ClipBatch, Generation
 from salcap.captioners.preprocessing import patch_grid
 from salcap.captioners.visual_tokens import ClipTokens, stack_bias
 from salcap.config import Weighting
+from salcap.weighting.budgets import clip_budget
 
 
 class GitCaptioner(CaptionerFamily):
@@ -32,8 +34,14 @@ class GitCaptioner(CaptionerFamily):
         self.max_frames = model.config.num_image_with_embedding or 1
 
     def batch_key(self, index: int, pixels: Tensor, weighting: Weighting) -> Hashable:
-        # frames of one index are encoded together, so clips that share tokens out over frames go one by one
-        return index if "prune" in weighting.modes and weighting.scope == "clip" else pixels.shape
+        if "prune" not in weighting.modes or weighting.scope == "frame":
+            return pixels.shape
+        # frames of one index are encoded together: clips whose frames keep unequal numbers go one by one
+        vision, num_frames = self.model.config.vision_config, len(pixels)
+        num_patches = math.prod(patch_grid(pixels, vision.image_size, vision.patch_size))
+        limits = (weighting.keep_ratio, None, weighting.max_visual_tokens, weighting.min_keep)
+        kept = clip_budget(num_frames, num_patches, *limits, num_prefix_tokens=1)
+        return index if kept < num_frames * num_patches else pixels.shape
 
     def generate_batch(self, batch: ClipBatch, generation: dict[str, Any]) -> Generation:
         git, vision = self.model.git, self.model.config.vision_config

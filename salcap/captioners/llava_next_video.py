@@ -21,6 +21,7 @@ class LlavaNextVideoCaptioner(LlavaOnevisionCaptioner):
     """
 
     transformers_class = "LlavaNextVideoForConditionalGeneration"
+    num_extra_tokens = 0
 
     def __init__(self, model: Any, processor: Any, *, name: str | None = None, revision: str | None = None) -> None:
         super().__init__(model, processor, name=name, revision=revision)

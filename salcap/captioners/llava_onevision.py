@@ -23,6 +23,7 @@ class LlavaOnevisionCaptioner(MultimodalCaptioner):
 
     transformers_class = "LlavaOnevisionForConditionalGeneration"
     preprocessor = WholeFrames
+    num_extra_tokens = 1  # the newline
 
     def look(self, batch: ClipBatch, prompt: str) -> tuple[list[ClipTokens], list[ClipFeatures]]:
         vision, pixels = self.model.config.vision_config, torch.cat(list(batch.clip_pixels))

@@ -32,6 +32,7 @@ class MultimodalCaptioner(CaptionerFamily):
         ValueError: a config without the placeholder's id.
     """
 
+    max_new_tokens: ClassVar[int] = 64  # unless the user says; transformers' own 20 cuts sentences short
     default_prompt: ClassVar[str] = "Describe the video in one sentence."
     placeholder: ClassVar[str] = "video"  # the config's name of the token that a frame's tokens replace
 
@@ -77,7 +78,8 @@ class MultimodalCaptioner(CaptionerFamily):
         """What replaces each placeholder of the chat, where the frames have so many tokens."""
 
     def generate_batch(self, batch: ClipBatch, generation: dict[str, Any]) -> Generation:
-        generation = dict(generation)
+        limited = generation.keys() & {"max_length", "max_new_tokens", "generation_config"}
+        generation = {**({} if limited else {"max_new_tokens": self.max_new_tokens}), **generation}
         prompt = generation.pop("prompt", None)
         prompt = self.default_prompt if prompt is None else prompt
         started = self.now_ms()

@@ -25,6 +25,8 @@ class QFormerCaptioner(MultimodalCaptioner):
     Q-Former's cross-attention. None changes how many tokens the language model reads.
     """
 
+    fixed_tokens = True
+
     @abstractmethod
     def query(self, tokens: Tensor, prompt: str) -> Tensor:
         """What the Q-Former makes of patches (R, n, D): (R, queries, D') for the language model."""

@@ -24,6 +24,7 @@ class ClipTokens:
         num_prefix_tokens: P tokens in front of each frame's patches; they always stay as they are.
         saliency: (F, N) from `relative_saliency`; None where the mode is "none".
         seed: the clip's own, of the random policies.
+        num_extra_tokens: of the clip as a whole, which count against its budget.
 
     Attributes:
         counts: tokens of each frame, its prefix tokens among them.
@@ -38,6 +39,7 @@ class ClipTokens:
         num_prefix_tokens: int,
         saliency: Tensor | None = None,
         seed: int = 0,
+        num_extra_tokens: int = 0,
     ) -> None:
         self.weighting, self.num_prefix_tokens = weighting, num_prefix_tokens
         self._choices: list[tuple[Tensor, Tensor | None]] = []
@@ -45,9 +47,9 @@ class ClipTokens:
         self._full_count = num_prefix_tokens + grid[0] * grid[1]
         self.counts = (self._full_count,) * num_frames
         if saliency is not None and "prune" in weighting.modes:
-            self._choose(saliency, grid, seed)
+            self._choose(saliency, grid, seed, num_extra_tokens)
 
-    def _choose(self, saliency: Tensor, grid: tuple[int, int], seed: int) -> None:
+    def _choose(self, saliency: Tensor, grid: tuple[int, int], seed: int, num_extra_tokens: int) -> None:
         weighting = self.weighting
         selection = select_patches(
             saliency[None],
@@ -59,6 +61,7 @@ class ClipTokens:
             max_visual_tokens=weighting.max_visual_tokens,
             min_keep=weighting.min_keep,
             num_prefix_tokens=self.num_prefix_tokens,
+            num_extra_tokens=num_extra_tokens,
         )
         if selection.is_identity:
             return

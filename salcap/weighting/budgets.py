@@ -18,6 +18,7 @@ def clip_budget(
     max_visual_tokens: int | None = None,
     min_keep: int = 1,
     num_prefix_tokens: int = 0,
+    num_extra_tokens: int = 0,
 ) -> int:
     """Patch tokens that a clip keeps: the smallest of what the limits leave, at most F * N, which is all.
 
@@ -25,9 +26,10 @@ def clip_budget(
         num_frames, num_patches: F frames of N patches each.
         keep_ratio: share of each frame's patches, in (0, 1].
         num_keep: tokens per frame instead, 1 to N.
-        max_visual_tokens: most tokens of the clip, the prefix tokens of all frames among them.
+        max_visual_tokens: most tokens of the clip, those that always stay among them.
         min_keep: fewest patch tokens of a frame; all of them where N is less. Raises what the first two leave.
         num_prefix_tokens: P tokens of each frame that always stay.
+        num_extra_tokens: of the clip as a whole that always stay.
 
     Raises:
         ValueError: no limit, both of ``keep_ratio`` and ``num_keep``, one out of its range, or a
@@ -50,13 +52,14 @@ def clip_budget(
     total = num_frames * max(each, fewest)
     if max_visual_tokens is None:
         return total
-    least = num_frames * (num_prefix_tokens + fewest)
+    always = num_frames * num_prefix_tokens + num_extra_tokens
+    least = always + num_frames * fewest
     if max_visual_tokens < least:
         raise ValueError(
-            f"max_visual_tokens must be at least {least} for {num_frames} frames of {num_prefix_tokens} prefix tokens"
-            f" and {fewest} patch tokens (min_keep {min_keep}) each, got {max_visual_tokens}"
+            f"max_visual_tokens must be at least {least} for {num_frames} frames of {fewest} patch tokens each"
+            f" (min_keep {min_keep}) and {always} tokens that always stay, got {max_visual_tokens}"
         )
-    return min(total, max_visual_tokens - num_frames * num_prefix_tokens)
+    return min(total, max_visual_tokens - always)
 
 
 def share_budget(saliency: Tensor, total: int, min_keep: int, scope: str, reads_map: bool = True) -> Tensor:

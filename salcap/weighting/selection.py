@@ -84,13 +84,14 @@ def select_patches(
     max_visual_tokens: int | None = None,
     min_keep: int = 1,
     num_prefix_tokens: int = 0,
+    num_extra_tokens: int = 0,
 ) -> PatchSelection:
     """Choose the tokens of each clip.
 
     Args:
         saliency: (B, F, N) from `relative_saliency`.
         grid: (gh, gw) with gh * gw = N.
-        keep_ratio, num_keep, max_visual_tokens, min_keep, num_prefix_tokens: see `clip_budget`.
+        keep_ratio, num_keep, max_visual_tokens, min_keep, num_prefix_tokens, num_extra_tokens: see `clip_budget`.
         policy: a key of `salcap.weighting.policies.POLICIES`. Keeping all N is the identity for every one.
         scope: how frames share the budget, see `share_budget`.
         seed: of the draws; an int gives the same draws to all clips of the batch, a (B,) int64 tensor each its own.
@@ -106,7 +107,8 @@ def select_patches(
     check_saliency(saliency)
     saliency = saliency.detach().float()
     batch, num_frames, num_patches = saliency.shape
-    total = clip_budget(num_frames, num_patches, keep_ratio, num_keep, max_visual_tokens, min_keep, num_prefix_tokens)
+    limits = (keep_ratio, num_keep, max_visual_tokens, min_keep, num_prefix_tokens, num_extra_tokens)
+    total = clip_budget(num_frames, num_patches, *limits)
     if total == num_frames * num_patches:
         return _arrange(Choice(torch.ones_like(saliency, dtype=torch.bool)))
     seeds = torch.as_tensor(seed, device=saliency.device)
