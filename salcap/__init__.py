@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from salcap.config import Weighting
     from salcap.evaluation.captions import score_captions
     from salcap.frames import Frames
+    from salcap.inspection import inspect
     from salcap.pipeline import SaliencyCaptioner
     from salcap.saliency import SaliencyModel, create_saliency, list_saliency, register_saliency
     from salcap.saliency.metrics import score_saliency
@@ -30,6 +31,7 @@ __all__ = [
     "VideoDecodeError",
     "Weighting",
     "create_saliency",
+    "inspect",
     "list_saliency",
     "read_frames",
     "register_saliency",
@@ -45,6 +47,7 @@ _HOMES = {
     "VideoDecodeError": "salcap.video",
     "Weighting": "salcap.config",
     "create_saliency": "salcap.saliency",
+    "inspect": "salcap.inspection",
     "list_saliency": "salcap.saliency",
     "read_frames": "salcap.video",
     "register_saliency": "salcap.saliency",

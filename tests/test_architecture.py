@@ -16,7 +16,7 @@ ROWS = (
     ("caption", "config", "efficientnet_lite", "frames", "optimisation", "seeding", "timeline", "video_info"),
     ("captioners", "datasets", "outputs", "saliency", "sampling", "video", "weighting"),
     ("pipeline",),
-    ("corpus", "demo", "distill", "doctor", "evaluation", "training"),
+    ("corpus", "demo", "distill", "doctor", "evaluation", "inspection", "training"),
     ("cli",),
     ("__init__", "__main__", "_transformers_hook"),
 )
