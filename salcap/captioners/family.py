@@ -62,6 +62,7 @@ class CaptionerFamily(ABC):
     transformers_class: ClassVar[str]
     unused_weights: ClassVar[tuple[str, ...]] = ()  # parameters a checkpoint may lack: captioning never reads them
 
+    # a family that encodes frames one by one adds "zoom", whose views are frames to it
     modes: frozenset[str] = frozenset({"none", "scale", "bias", "prune"})
     early_pruning: bool = True
     max_frames: int | None = None
@@ -109,6 +110,10 @@ class CaptionerFamily(ABC):
         image_processor = transformers.AutoImageProcessor.from_pretrained(path, backend="pil", **source)
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, **source)
         return cls(model, (image_processor, tokenizer), name=name or path)
+
+    def seen_box(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """See `Captioner.seen_box`."""
+        return self.preprocess.seen_box(height, width)
 
     @abstractmethod
     def generate_batch(self, batch: ClipBatch, generation: dict[str, Any]) -> Generation:
@@ -162,7 +167,7 @@ class CaptionerFamily(ABC):
         for index, frames in enumerate(batch.clips):
             saliency = None
             if batch.log_densities is not None:
-                box = self.preprocess.seen_box(*frames.pixels.shape[-2:])
+                box = self.seen_box(*frames.pixels.shape[-2:])
                 saliency = relative_saliency(batch.log_densities[index], grid, box)
             seed = clip_seed(frames, batch.weighting)
             plans.append(ClipTokens(batch.weighting, len(frames), grid, num_prefix_tokens, saliency, seed))

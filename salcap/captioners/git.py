@@ -20,7 +20,8 @@ class GitCaptioner(CaptionerFamily):
     """``GitForCausalLM``: "prune" drops patches before the vision encoder, "scale" fades them after the projection and
     its LayerNorm (which would undo it earlier), "bias" adds to the scores of the visual keys in every text layer.
 
-    An image model takes one frame, a video model as many as it has time embeddings. The vision encoder runs within
+    An image model takes one frame, a video model as many as it has time embeddings: half as many with "zoom", whose
+    two views of a frame take one each; an image model has no "zoom". The vision encoder runs within
     ``generate``, once for each beam.
     """
 
@@ -29,6 +30,8 @@ class GitCaptioner(CaptionerFamily):
     def __init__(self, model: Any, processor: Any, *, name: str | None = None, revision: str | None = None) -> None:
         super().__init__(model, processor, name=name, revision=revision)
         self.max_frames = model.config.num_image_with_embedding or 1
+        if self.max_frames > 1:
+            self.modes |= {"zoom"}
 
     def can_batch(self, weighting: Weighting) -> bool:
         # frames of one index are encoded together, so clips that share tokens out over frames go one by one

@@ -10,6 +10,8 @@ Flow of one clip (B clips, F frames, N = grid * grid patches of width D)::
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -193,6 +195,17 @@ class SalcapEncoder(PreTrainedModel):
         if selection.is_identity:
             return patches, None
         return tokens, (selection.frame_of_token if weighting.scope == "clip" else None)
+
+
+def encoder_options(weighting: Weighting) -> dict[str, Any]:
+    """Keywords of `SalcapEncoder.forward`: of a weighting what the encoder does, which scales and prunes.
+
+    A bias is the decoder's, and zooming was done before.
+    """
+    options = asdict(weighting)
+    del options["zoom"]
+    options["mode"] = "+".join(mode for mode in weighting.modes if mode in ("scale", "prune")) or "none"
+    return options
 
 
 def _same_frame(frame_of_token: Tensor, encoder: SalcapEncoder) -> Tensor:
