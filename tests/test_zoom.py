@@ -331,10 +331,11 @@ def test_views_share_a_budget_over_the_clip(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_even_map_changes_nothing_but_the_views(family):
     """With scale, bias and prune on top, at strengths and budgets that would act."""
-    plain = load(family, saliency="uniform").caption(SAMPLE, 2, max_new_tokens=3)
+    captioner = load(family, saliency="uniform")
+    plain = captioner.caption(SAMPLE, 2, max_new_tokens=3)
     assert plain.zoom_boxes[0] == plain.zoom_boxes[1] == pytest.approx((0.25, 0.25, 0.75, 0.75), abs=0.01)
     for options in ({"mode": "zoom+scale"}, {"mode": "bias+zoom"}, {"mode": "zoom+prune", "max_visual_tokens": 999}):
-        result = load(family, saliency="uniform", **options).caption(SAMPLE, 2, max_new_tokens=3)
+        result = captioner.with_weighting(**options).caption(SAMPLE, 2, max_new_tokens=3)
         assert (result.text, result.score) == (plain.text, plain.score)
 
 
