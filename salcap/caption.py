@@ -16,9 +16,12 @@ class Caption:
         score: mean log-probability per token; None where the captioner gives none.
         frames: how they were chosen, "uniform" or "saliency".
         timings: milliseconds by stage (``read_ms``, ``saliency_ms``, ``encode_ms``, ``decode_ms``; with frames chosen
-            by saliency also ``choose_ms``).
+            by saliency also ``choose_ms``, with mode "zoom" also ``zoom_ms``).
         policy, scope: how ``prune`` chose; None without it.
-        visual_tokens: tokens the text decoder saw, over all frames; never above ``max_visual_tokens``.
+        views: pictures that the captioner saw: one of each frame, with mode "zoom" two.
+        zoom, zoom_boxes: of mode "zoom": how much closer the crops are, and of each frame where its crop lies (left,
+            top, right, bottom in fractions of the frame); None and () without it.
+        visual_tokens: tokens the text decoder saw, over all views; never above ``max_visual_tokens``.
     """
 
     text: str | None
@@ -36,6 +39,9 @@ class Caption:
     keep_ratio: float = 1.0
     max_visual_tokens: int | None = None
     min_keep: int = 1
+    zoom: float | None = None
+    zoom_boxes: tuple[tuple[float, float, float, float], ...] = ()
+    views: int | None = None
     visual_tokens: int | None = None
     frame_pts_seconds: tuple[float, ...] = ()
     timings: dict[str, float] = field(default_factory=dict)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-MODES = ("none", "scale", "bias", "prune")
+MODES = ("none", "scale", "bias", "prune", "zoom")
 POLICIES = ("top", "stratified", "foveate", "random", "pool")
 
 T = TypeVar("T")
@@ -22,7 +22,7 @@ class Weighting:
     """What a saliency map does to the visual tokens.
 
     Attributes:
-        mode: "none", "scale", "bias", "prune", or several joined by "+" ("scale+prune").
+        mode: "none", "scale", "bias", "prune", "zoom", or several joined by "+" ("scale+prune").
         policy: which tokens ``prune`` keeps; "random" and "pool" are controls that do not look at the map.
         keep_ratio: share of the patch tokens that ``prune`` keeps, in (0, 1].
         scope: how frames share the clip's budget: "frame" the same for all, "clip" by their saliency mass; "auto" is
@@ -32,6 +32,7 @@ class Weighting:
         min_keep: fewest patch tokens in a frame's budget (all of them, where it has no more); raises what
             ``keep_ratio`` leaves, and a ``max_visual_tokens`` that has no room for it is an error.
         strength: how far ``scale`` and ``bias`` go; 0 changes nothing.
+        zoom: how much closer the crop of ``zoom`` is than the frame, above 1; 2 shows half of each side.
         seed: of the random policies.
     """
 
@@ -42,6 +43,7 @@ class Weighting:
     max_visual_tokens: int | None = None
     min_keep: int = 1
     strength: float = 0.5
+    zoom: float = 2.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -66,6 +68,8 @@ class Weighting:
                 raise ValueError(f"{name} {getattr(self, name)} needs a mode with 'prune', got mode {self.mode!r}")
         if not 0.0 <= self.strength < math.inf:
             raise ValueError(f"strength must be >= 0 and finite, got {self.strength}")
+        if not 1.0 < self.zoom < math.inf:
+            raise ValueError(f"zoom must be above 1 and finite, got {self.zoom}")
 
     @property
     def modes(self) -> tuple[str, ...]:

@@ -89,7 +89,7 @@ def inspect(model: Any, processor: Any = None, **options: Any) -> Inspection:
 class _Inspector:
     def __init__(self, captioner: Any) -> None:
         self.captioner = captioner
-        self.marks = frozenset(captioner.modes) - {"none"}
+        self.marks = frozenset(captioner.modes) & {"scale", "bias", "prune"}  # what maps do to tokens
         self.grid: tuple[int, int] | None = None
         self.prefix, self.span = 0, 1
         if self.marks:
@@ -181,9 +181,8 @@ class _Inspector:
                 assert most == cell, f"a map that peaks at cell {cell} shows the pixels of cell {most}"
         else:
             cells = [0, columns - 1, (rows - 1) * columns, rows * columns - 1]
-            moves = torch.stack([_shares(self._moves(cells, _noise(self.span, s))) for s in range(_LATE_FRAMES)]).mean(
-                0
-            )
+            shares = [_shares(self._moves(cells, _noise(self.span, seed))) for seed in range(_LATE_FRAMES)]
+            moves = torch.stack(shares).sum(0)
             right = float(moves.trace())
             for name, order in _WRONG_ORDERS.items():
                 wrong = float(moves[:, order].trace())
@@ -227,7 +226,7 @@ class _Inspector:
     def _pixels_of(self, cell: int) -> tuple[slice, slice]:
         """Rows and columns of a frame that lie well within a cell."""
         assert self.grid is not None
-        left, top, right, bottom = self.captioner.preprocess.seen_box(_HEIGHT, _WIDTH)
+        left, top, right, bottom = self.captioner.seen_box(_HEIGHT, _WIDTH)
         row, column = divmod(cell, self.grid[1])
         height, width = (bottom - top) / self.grid[0], (right - left) / self.grid[1]
         y, x = top + row * height, left + column * width

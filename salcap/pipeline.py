@@ -20,6 +20,8 @@ from salcap.frames import Frames
 from salcap.saliency import SaliencyModel, check_registered_name, create_saliency
 from salcap.sampling import FRAME_CHOICES, choose_frames, presample_size, take_frames
 from salcap.video import read_frames
+from salcap.views import finer, make_views, view_size
+from salcap.weighting.zoom import cut_maps, zoom_boxes
 
 DEFAULT_NUM_FRAMES = 8
 PRESAMPLE_SIDE = 224  # pixels, for backbones that state no size of their own
@@ -63,6 +65,7 @@ class SaliencyCaptioner:
         min_keep: int | None = None,
         scope: str | None = None,
         strength: float | None = None,
+        zoom: float | None = None,
         seed: int | None = None,
         revision: str | None = None,
         device: str | torch.device | None = None,
@@ -76,7 +79,7 @@ class SaliencyCaptioner:
         Args:
             model: "salcap-mini" (bundled), a hub id, a local folder, or a loaded model (then give ``processor`` too).
             saliency: a registered backbone's name or an instance; None takes the captioner's default.
-            mode, policy, keep_ratio, max_visual_tokens, min_keep, scope, strength, seed: see
+            mode, policy, keep_ratio, max_visual_tokens, min_keep, scope, strength, zoom, seed: see
                 `salcap.config.Weighting`; None takes the captioner's default. A ``keep_ratio`` below 1 or a
                 ``max_visual_tokens`` alone adds "prune" to the default mode, and replaces the default's budget.
             revision, device, dtype, device_map, attn_implementation, trust_remote_code: see `load_captioner`.
@@ -101,6 +104,7 @@ class SaliencyCaptioner:
             "min_keep": min_keep,
             "scope": scope,
             "strength": strength,
+            "zoom": zoom,
             "seed": seed,
         }
         weighting = resolve_weighting(captioner.default_weighting, **given)
@@ -116,6 +120,16 @@ class SaliencyCaptioner:
         """The same captioner and backbone under other settings; options as for `from_pretrained`."""
         return SaliencyCaptioner(self.captioner, self.saliency, resolve_weighting(self.weighting, **options))
 
+    @property
+    def zooms(self) -> bool:
+        return "zoom" in self.weighting.modes
+
+    @property
+    def read_options(self) -> dict[str, Any]:
+        """How `read_frames` reads videos: at the captioner's size, or finer where the mode zooms."""
+        options = self.captioner.read_options
+        return finer(options, self.weighting.zoom) if self.zooms else options
+
     def caption(
         self,
         video: Video,
@@ -129,7 +143,9 @@ class SaliencyCaptioner:
 
         Args:
             video: a path, `Frames`, or uint8 RGB frames (T, H, W, 3) taken to be one second apart.
-            num_frames: frames to look at; None means 8, or as many as the model takes where that is fewer.
+            num_frames: frames to look at; None means 8, or as many as the model takes where that is fewer. With mode
+                "zoom" the captioner gets two views of each: the whole frame, and a crop of the source's own pixels
+                around where people look (`salcap.weighting.zoom`).
             start_seconds, end_seconds: the part of the video to caption; None means from its start, to its end.
             frames: "uniform" spreads them evenly over the clip by time; "saliency" takes more of them where the
                 backbone sees the gaze move, out of about 64 that it looks at (`salcap.sampling`).
@@ -183,7 +199,8 @@ class SaliencyCaptioner:
                 if looks:
                     with _timed(timings, "saliency_ms"):
                         log_density = self.saliency.predict(frames, size="native")
-                clips.append(_Clip(index, frames, log_density, timings))
+                clip = _Clip(index, frames, log_density, timings)
+                clips.append(self._zoom(clip) if self.zooms else clip)
             except Exception as error:  # whatever a plug-in raises concerns this video only
                 if raising:
                     raise
@@ -200,10 +217,14 @@ class SaliencyCaptioner:
     def _check_request(self, num_frames: int | None, start: float | None, end: float | None) -> int:
         """Refuse what fits no video; returns the number of frames."""
         limit = self.captioner.max_frames
+        views = ""
+        if self.zooms and limit is not None:
+            limit, views = limit // 2, f" in mode {self.weighting.mode!r}, which makes two views of each"
         if num_frames is None:
             num_frames = min(DEFAULT_NUM_FRAMES, limit or DEFAULT_NUM_FRAMES)
         if num_frames < 1 or num_frames > (limit or num_frames):
-            raise ValueError(f"{self.captioner.name} takes 1 to {limit or 'any number of'} frames, got {num_frames}")
+            most = limit or "any number of"
+            raise ValueError(f"{self.captioner.name} takes 1 to {most} frames{views}, got {num_frames}")
         if (start or 0.0) < 0 or (end is not None and end <= (start or 0.0)):
             raise ValueError(f"a clip must start at 0 s or later and end after its start, got {start} to {end} s")
         return num_frames
@@ -223,7 +244,7 @@ class SaliencyCaptioner:
                     return read_frames(video, count, start, end, **options)
                 return take_frames(video if isinstance(video, Frames) else _frames_of_array(video), count, start, end)
 
-        sized = self.captioner.read_options
+        sized = self.read_options
         if choice == "uniform":
             return read(num_frames, **sized)
         # A pre-sample at the captioner's own size needs no second pass, which would decode nearly all again. At the
@@ -240,6 +261,19 @@ class SaliencyCaptioner:
             return chosen
         full = read(num_frames, at_seconds=chosen.pts_seconds.tolist())
         return replace(full, warnings=tuple(dict.fromkeys(chosen.warnings + full.warnings)))
+
+    def _zoom(self, clip: _Clip) -> _Clip:
+        """The clip with two views of each frame, and a map for each of them."""
+        frames, maps, zoom = clip.frames, clip.log_density, self.weighting.zoom
+        assert maps is not None
+        height, width = frames.pixels.shape[-2:]
+        with _timed(clip.timings, "zoom_ms"):
+            size = view_size((height, width), self.captioner.read_options, zoom)
+            seen = self.captioner.seen_box(*size)
+            boxes = zoom_boxes(maps, frames.pts_seconds, (height, width), zoom, seen)
+            views = make_views(frames, boxes, size)
+            maps = torch.stack([maps, cut_maps(maps, boxes)], 1).flatten(0, 1)
+        return replace(clip, frames=views, log_density=maps, boxes=boxes)
 
     def _blank(self, path: str | None, start: float | None, end: float | None, choice: str) -> Caption:
         weighting = self.weighting
@@ -260,15 +294,19 @@ class SaliencyCaptioner:
             keep_ratio=weighting.keep_ratio,
             max_visual_tokens=weighting.max_visual_tokens,
             min_keep=weighting.min_keep,
+            zoom=weighting.zoom if self.zooms else None,
         )
 
     def _record(self, clip: _Clip, text: GeneratedText, choice: str) -> Caption:
-        times = tuple(round(t, 6) for t in clip.frames.pts_seconds.tolist())
+        times = tuple(round(t, 6) for t in clip.frames.pts_seconds[:: 1 if clip.boxes is None else 2].tolist())
+        boxes = () if clip.boxes is None else clip.boxes.tolist()
         start, end = clip.frames.clip_seconds or (times[0], times[-1])
         return replace(
             self._blank(clip.frames.source, round(start, 6), round(end, 6), choice),
             text=text.text,
             score=text.score,
+            zoom_boxes=tuple((round(x, 6), round(y, 6), round(z, 6), round(w, 6)) for x, y, z, w in boxes),
+            views=len(clip.frames),
             visual_tokens=text.visual_tokens,
             frame_pts_seconds=times,
             timings={**clip.timings, "encode_ms": text.encode_ms, "decode_ms": text.decode_ms},
@@ -278,12 +316,19 @@ class SaliencyCaptioner:
 
 @dataclass(frozen=True, eq=False)
 class _Clip:
-    """A video that was read, on its way to the captioner."""
+    """A video that was read, on its way to the captioner.
+
+    Attributes:
+        frames: what the captioner sees: the frames, or two views of each.
+        log_density: (T, h, w), one for each of ``frames``; None where the mode is "none".
+        boxes: (T / 2, 4) of the crops, see `zoom_boxes`; None without mode "zoom".
+    """
 
     index: int
     frames: Frames
     log_density: Tensor | None
     timings: dict[str, float]
+    boxes: Tensor | None = None
 
 
 def resolve_weighting(default: Weighting, **given: Any) -> Weighting:
@@ -311,7 +356,12 @@ def resolve_weighting(default: Weighting, **given: Any) -> Weighting:
     weighting = replace(default, **{**reset, **given})
     if not reset and default.keep_ratio == 1.0 and default.max_visual_tokens is None:
         raise ValueError(f"mode {mode!r} needs a keep_ratio below 1 or max_visual_tokens")
-    for name, users in (("policy", {"prune"}), ("scope", {"prune"}), ("strength", {"scale", "bias"})):
+    for name, users in (
+        ("policy", {"prune"}),
+        ("scope", {"prune"}),
+        ("strength", {"scale", "bias"}),
+        ("zoom", {"zoom"}),
+    ):
         if name in given and not users & set(modes):
             raise ValueError(
                 f"{name} {given[name]!r} does nothing in mode {mode!r}: it needs {' or '.join(sorted(users))}"

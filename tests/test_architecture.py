@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A room may import rooms of the rows above its own, and those of its own row that are named in SIDEWAYS.
 ROWS = (
     ("caption", "config", "efficientnet_lite", "frames", "optimisation", "seeding", "timeline", "video_info"),
-    ("captioners", "datasets", "outputs", "saliency", "sampling", "video", "weighting"),
+    ("captioners", "datasets", "outputs", "saliency", "sampling", "video", "views", "weighting"),
     ("pipeline",),
     ("corpus", "demo", "distill", "doctor", "evaluation", "inspection", "training"),
     ("cli",),

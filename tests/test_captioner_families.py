@@ -182,13 +182,13 @@ def test_an_encoder_without_known_grid_captions_but_refuses_maps():
     (text,) = captioner.generate([make_clip(0)], None, Weighting(), max_new_tokens=3)
     assert text.text
     assert text.visual_tokens == 2 * 17
-    with pytest.raises(ValueError, match=r"cannot honour mode 'prune'; it allows \['none'\]"):
+    with pytest.raises(ValueError, match=r"cannot honour mode 'prune'; it allows \['none', 'zoom'\]"):
         captioner.generate([make_clip(0)], [make_map(0)], PRUNE)
 
 
 def test_a_decoder_that_may_not_add_a_bias_does_not_offer_it():
     tiny = tiny_models.vision_encoder_decoder("vit", "electra")
-    assert load_captioner(tiny.model, tiny.processor).modes == {"none", "scale", "prune"}
+    assert load_captioner(tiny.model, tiny.processor).modes == {"none", "scale", "prune", "zoom"}
 
 
 def test_an_encoder_that_reads_all_frames_at_once_is_refused():

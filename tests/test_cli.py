@@ -59,6 +59,19 @@ def test_caption_keeps_to_a_number_of_tokens_and_chooses_frames(folder):
     assert record["timings"]["choose_ms"] > 0
 
 
+def test_caption_zooms_and_tells_where(folder):
+    result = run(
+        "caption", SAMPLE, "--model", folder, "--mode", "zoom+prune", "--zoom", 3, "--keep-ratio", 0.5,
+        "--num-frames", 2, "--saliency", "center", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    assert (record["mode"], record["zoom"], record["views"], record["visual_tokens"]) == ("zoom+prune", 3.0, 4, 32)
+    for left, top, right, bottom in record["zoom_boxes"]:
+        assert (left + right, top + bottom) == pytest.approx((1.0, 1.0), abs=0.02)
+        assert (right - left, bottom - top) == pytest.approx((1 / 3, 1 / 3), abs=0.01)
+
+
 def test_caption_of_a_folder_goes_on_after_a_failure(folder, tmp_path):
     videos = tmp_path / "videos"
     videos.mkdir()
@@ -115,6 +128,8 @@ def test_subtitles(folder, tmp_path):
         (("--num-frames", "0"), "--num-frames"),
         (("--start", "3", "--end", "1"), "got 3.0 to 1.0 s"),
         (("--mode", "scale", "--policy", "top"), "policy 'top' does nothing in mode 'scale'"),
+        (("--mode", "zoom", "--zoom", "1"), "zoom must be above 1 and finite, got 1.0"),
+        (("--mode", "scale", "--zoom", "3"), "zoom 3.0 does nothing in mode 'scale': it needs zoom"),
         (("--mode", "prune"), "needs a keep_ratio below 1 or max_visual_tokens"),
         (("--mode", "prune", "--max-visual-tokens", "7"), "max_visual_tokens must be at least 8 for 8 frames"),
         (("--mode", "scale", "--max-visual-tokens", "64"), "max_visual_tokens 64 needs a mode with 'prune'"),
@@ -181,6 +196,13 @@ def test_evaluate(folder, tmp_path, java, shared):
     rows = [json.loads(line) for line in result.stdout.splitlines()]
     assert [(r["policy"], r["visual_tokens"]) for r in rows] == [("top", 5), ("random", 5)]
     assert all((r["max_visual_tokens"], r["min_keep"], r["keep_ratio"]) == (5, 3, 1.0) for r in rows)
+    result = run(
+        "evaluate", "--dataset", "flickr8k-val", "--root", shared / "data/captions/flickr8k", "--model", folder,
+        "--limit", 2, "--mode", "zoom", "--zoom", 1.5, "--saliency", "random", "--num-beams", 1, "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    row = json.loads(result.stdout)
+    assert (row["mode"], row["zoom"], row["saliency"], row["visual_tokens"]) == ("zoom", 1.5, "random", 32)
 
 
 @pytest.mark.parametrize("dataset, message", [("mscoco", "allowed: flickr8k-val"), ("flickr8k-val", "captions.jsonl")])

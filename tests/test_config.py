@@ -67,7 +67,7 @@ def test_a_limit_for_the_clip_is_shared_over_the_clip_unless_told_otherwise() ->
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"mode": "prunes"}, r"unknown mode 'prunes', allowed: none, scale, bias, prune; did you mean 'prune'\?"),
+        ({"mode": "prunes"}, r"unknown mode 'prunes', allowed: none, scale, bias, prune, zoom; did you mean 'prune'\?"),
         ({"mode": ""}, "unknown mode ''"),
         ({"mode": "scale+crop"}, "unknown mode 'crop'"),
         ({"mode": "none+prune"}, r"'none' cannot be combined, got 'none\+prune'"),
@@ -85,6 +85,8 @@ def test_a_limit_for_the_clip_is_shared_over_the_clip_unless_told_otherwise() ->
         ({"mode": "prune", "max_visual_tokens": True}, "whole number from 1, got True"),
         ({"mode": "prune", "min_keep": 0}, "min_keep must be a whole number from 1, got 0"),
         ({"mode": "prune", "min_keep": None}, "min_keep must be a whole number from 1, got None"),
+        ({"zoom": 1}, "zoom must be above 1 and finite, got 1"),
+        ({"zoom": float("nan")}, "got nan"),
         ({"strength": -0.1}, "strength must be >= 0 and finite, got -0.1"),
         ({"strength": float("inf")}, "got inf"),
         ({"strength": float("nan")}, "got nan"),

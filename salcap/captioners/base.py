@@ -36,7 +36,7 @@ class Captioner(Protocol):
         name, revision: the model's id or path and its commit.
         modes: modes of `Weighting` that this architecture can honour (always with "none").
         early_pruning: True where ``prune`` acts before the vision encoder.
-        max_frames: most frames a clip may have; None where there is no limit.
+        max_frames: most frames a clip may have, each view of mode "zoom" being one; None where there is no limit.
         read_options: arguments for `salcap.read_frames` that scale frames while decoding to the size this model
             reads: ``{"size": (H, W)}`` or ``{"shortest_side": n}``.
         default_saliency: registered backbone to use unless the user names another.
@@ -52,6 +52,14 @@ class Captioner(Protocol):
     default_saliency: str
     default_weighting: Weighting
 
+    def seen_box(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """The part of a height x width frame that the model sees: (left, top, right, bottom) in fractions.
+
+        Raises:
+            ValueError: it is not known; modes other than "none" cannot work then.
+        """
+        ...
+
     def generate(
         self,
         clips: Sequence[Frames],
@@ -59,7 +67,7 @@ class Captioner(Protocol):
         weighting: Weighting,
         **generation: Any,
     ) -> list[GeneratedText]:
-        """Caption a batch of clips.
+        """Caption a batch of clips. The mode "zoom" was done before: its views are frames like any other.
 
         Args:
             clips: any frame sizes; clips may differ in their number of frames.

@@ -21,6 +21,7 @@ class BlipCaptioner(CaptionerFamily):
     """
 
     transformers_class = "BlipForConditionalGeneration"
+    modes = CaptionerFamily.modes | {"zoom"}
 
     def generate_batch(self, batch: ClipBatch, generation: dict[str, Any]) -> Generation:
         vision = self.model.vision_model

@@ -79,6 +79,7 @@ class CaptionerFamily(ABC):
     preprocessor: ClassVar[type[FramePreprocessor]] = FramePreprocessor
     unused_weights: ClassVar[tuple[str, ...]] = ()  # parameters a checkpoint may lack: captioning never reads them
 
+    # a family that encodes frames one by one adds "zoom", whose views are frames to it
     modes: frozenset[str] = frozenset({"none", "scale", "bias", "prune"})
     early_pruning: bool = True
     max_frames: int | None = None
@@ -136,6 +137,10 @@ class CaptionerFamily(ABC):
         """What ``__init__`` takes as the processor."""
         image_processor = transformers.AutoImageProcessor.from_pretrained(path, backend="pil", **source)
         return image_processor, transformers.AutoTokenizer.from_pretrained(path, **source)
+
+    def seen_box(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """See `Captioner.seen_box`."""
+        return self.preprocess.seen_box(height, width)
 
     @abstractmethod
     def generate_batch(self, batch: ClipBatch, generation: dict[str, Any]) -> Generation:
@@ -196,7 +201,7 @@ class CaptionerFamily(ABC):
         """
         frames, saliency = batch.clips[index], None
         if batch.log_densities is not None:
-            box = self.preprocess.seen_box(*frames.pixels.shape[-2:])
+            box = self.seen_box(*frames.pixels.shape[-2:])
             saliency = relative_saliency(batch.log_densities[index], grid, box)
             missing = -len(frames) % span
             saliency = torch.cat([saliency, saliency[-1:].expand(missing, -1)]).unflatten(0, (-1, span)).mean(1)

@@ -23,7 +23,8 @@ class GitCaptioner(CaptionerFamily):
     """``GitForCausalLM``: "prune" drops patches before the vision encoder, "scale" fades them after the projection and
     its LayerNorm (which would undo it earlier), "bias" adds to the scores of the visual keys in every text layer.
 
-    An image model takes one frame, a video model as many as it has time embeddings. The vision encoder runs within
+    An image model takes one frame, a video model as many as it has time embeddings: half as many with "zoom", whose
+    two views of a frame take one each; an image model has no "zoom". The vision encoder runs within
     ``generate``, once for each beam.
     """
 
@@ -32,6 +33,8 @@ class GitCaptioner(CaptionerFamily):
     def __init__(self, model: Any, processor: Any, *, name: str | None = None, revision: str | None = None) -> None:
         super().__init__(model, processor, name=name, revision=revision)
         self.max_frames = model.config.num_image_with_embedding or 1
+        if self.max_frames > 1:
+            self.modes |= {"zoom"}
 
     def batch_key(self, index: int, pixels: Tensor, weighting: Weighting) -> Hashable:
         if "prune" not in weighting.modes or weighting.scope == "frame":

@@ -46,7 +46,7 @@ class VisionEncoderDecoderCaptioner(CaptionerFamily):
 
     "scale" fades the encoder's output; "prune" drops patches before the layers of a plain vision transformer, and
     tokens of the encoder's output elsewhere (`LAYOUTS`); "bias" adds to the cross-attention scores of the decoders in
-    `BIAS_DECODERS`. An encoder that is not in `LAYOUTS` has mode "none" only.
+    `BIAS_DECODERS`. An encoder that is not in `LAYOUTS` has the modes "none" and "zoom" only.
     """
 
     transformers_class = "VisionEncoderDecoderModel"
@@ -58,7 +58,7 @@ class VisionEncoderDecoderCaptioner(CaptionerFamily):
         if encoder in CLIP_ENCODERS:
             raise ValueError(f"{self.name} has a {encoder!r} encoder, which reads all frames at once: not supported")
         self.layout = LAYOUTS.get(encoder)
-        modes = {"none"} if self.layout is None else {"none", "scale", "prune"}
+        modes = {"none", "zoom"} if self.layout is None else {"none", "scale", "prune", "zoom"}
         additive = decoder._attn_implementation in ("eager", "sdpa")
         if self.layout is not None and decoder.model_type in BIAS_DECODERS and additive:
             modes.add("bias")

@@ -16,6 +16,7 @@ from salcap.cli.captioning import (
     NumBeams,
     Revision,
     Saliency,
+    Zoom,
     load_captioner,
 )
 from salcap.cli.console import AsJson, app, fail, given, progress_bar, say, wrong_use
@@ -37,6 +38,7 @@ def caption(
     keep_ratio: Annotated[float | None, typer.Option(help="Share of the patches to keep, in (0, 1].")] = None,
     max_visual_tokens: MaxVisualTokens = None,
     min_keep: MinKeep = None,
+    zoom: Zoom = None,
     num_beams: NumBeams = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1)] = None,
     start: Annotated[float | None, typer.Option(min=0, help="Start of the clip in seconds.")] = None,
@@ -54,7 +56,7 @@ def caption(
     paths = _expand(videos)
     with wrong_use(), CaptionFile.opened(output, len(paths), overwrite) as file:
         captioner = load_captioner(
-            model, revision, saliency, mode, policy, keep_ratio, max_visual_tokens, min_keep, device
+            model, revision, saliency, mode, policy, keep_ratio, max_visual_tokens, min_keep, zoom, device
         )
         generation = given(num_beams=num_beams, max_new_tokens=max_new_tokens)
         failed = 0

@@ -9,11 +9,12 @@ import typer
 Model = Annotated[str, typer.Option(help="salcap-mini, a hub id or a local folder.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
 Saliency = Annotated[str | None, typer.Option(help="Backbone (see salcap list); default: the captioner's own.")]
-Mode = Annotated[str | None, typer.Option(help="none, scale, bias, prune, or several joined by +.")]
+Mode = Annotated[str | None, typer.Option(help="none, scale, bias, prune, zoom, or several joined by +.")]
 MaxVisualTokens = Annotated[
     int | None, typer.Option(min=1, help="Most visual tokens of a clip, shared by its frames as they are looked at.")
 ]
 MinKeep = Annotated[int | None, typer.Option(min=1, help="Fewest patches that a frame keeps.")]
+Zoom = Annotated[float | None, typer.Option(help="How much closer the crop of mode zoom is; default: 2.")]
 NumBeams = Annotated[int | None, typer.Option(min=1, help="Beams; default: the captioner's own.")]
 
 
@@ -26,6 +27,7 @@ def load_captioner(
     keep_ratio: float | None,
     max_visual_tokens: int | None,
     min_keep: int | None,
+    zoom: float | None,
     device: str | None,
 ) -> Any:
     from salcap.pipeline import SaliencyCaptioner
@@ -39,5 +41,6 @@ def load_captioner(
         keep_ratio=keep_ratio,
         max_visual_tokens=max_visual_tokens,
         min_keep=min_keep,
+        zoom=zoom,
         device=device,
     )

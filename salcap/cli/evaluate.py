@@ -9,14 +9,14 @@ from typing import Annotated
 import typer
 
 from salcap.cli import evaluate_saliency
-from salcap.cli.captioning import MaxVisualTokens, MinKeep, Mode, Model, Revision, load_captioner
+from salcap.cli.captioning import MaxVisualTokens, MinKeep, Mode, Model, Revision, Zoom, load_captioner
 from salcap.cli.console import AsJson, app, fail, number, print_table, progress_bar, say, wrong_use
 
 # options of `evaluate` that one task has and the other has not
 _ONLY = {
     "caption": (
         *("model", "revision", "mode", "policy", "keep_ratio", "max_visual_tokens", "min_keep"),
-        *("num_beams", "batch_size"),
+        *("zoom", "num_beams", "batch_size"),
     ),
     "saliency": ("split", "human"),
 }
@@ -64,6 +64,7 @@ def evaluate(
     keep_ratio: Annotated[str | None, typer.Option(help="One share, or several separated by commas.")] = None,
     max_visual_tokens: MaxVisualTokens = None,
     min_keep: MinKeep = None,
+    zoom: Zoom = None,
     num_beams: Annotated[int, typer.Option(min=1)] = 3,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
     split: Annotated[
@@ -94,7 +95,7 @@ def evaluate(
         ratios = [float(ratio) for ratio in keep_ratio.split(",")] if keep_ratio else [None]
         items = load_dataset(dataset, root)[:limit]
         captioner = load_captioner(
-            model, revision, saliency, mode, policies[0], ratios[0], max_visual_tokens, min_keep, device
+            model, revision, saliency, mode, policies[0], ratios[0], max_visual_tokens, min_keep, zoom, device
         )
         arms = [
             captioner.with_weighting(policy=name, keep_ratio=ratio, max_visual_tokens=max_visual_tokens)

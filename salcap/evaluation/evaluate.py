@@ -42,6 +42,7 @@ class Evaluation:
     keep_ratio: float
     max_visual_tokens: int | None
     min_keep: int
+    zoom: float | None
     visual_tokens: float
     scores: dict[str, float | None]
     missing_scores: dict[str, str]
@@ -83,7 +84,7 @@ def evaluate_images(
     """
     results: list[Caption] = []
     for start in range(0, len(items), batch_size):
-        options = captioner.captioner.read_options
+        options = captioner.read_options
         stills = [_read_still(item.path, **options) for item in items[start : start + batch_size]]
         results += captioner.caption_batch(stills, num_frames=1, **generation)
         progress(len(stills))
@@ -104,6 +105,7 @@ def evaluate_images(
         keep_ratio=first.keep_ratio,
         max_visual_tokens=first.max_visual_tokens,
         min_keep=first.min_keep,
+        zoom=first.zoom,
         visual_tokens=float(np.mean([result.visual_tokens for result in results])),
         scores=report.scores,
         missing_scores={name: why for name, why in report.reasons.items() if why != NOT_ASKED},

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from salcap.captioners.mini.modeling import encoder_options
 from salcap.config import Weighting
 from salcap.optimisation import Means, WeightAverage, cosine_schedule, write_checkpoint
 from salcap.training.cider_reward import CiderReward
@@ -205,7 +206,7 @@ class CaptionerTrainer:
                     visual = self.data.validation_visual(start, start + 50, np.random.default_rng(0))
                     if weighting.mode == "none":
                         del visual["log_density"]
-                    outputs = self.model.encoder(**visual, **asdict(weighting))
+                    outputs = self.model.encoder(**visual, **encoder_options(weighting))
                     ids = self.model.generate(encoder_outputs=outputs, do_sample=False, num_beams=1)
                     texts += self.tokenizer.batch_decode(ids, skip_special_tokens=True)
                 values = [score(i, text.strip()) for i, text in enumerate(texts)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from salcap.captioners.mini.modeling import encoder_options
 from salcap.datasets.captioned_images import (
     CaptionedImage,
     iter_density_maps,
@@ -71,7 +71,7 @@ class TrainingData:
             "trunk_features": features,
             "pts_seconds": torch.from_numpy(seconds).to(self.device).float(),
             "log_density": None if log_density is None else log_density.to(self.device),
-            **asdict(weighting),
+            **encoder_options(weighting),
         }
 
     def validation_visual(self, start: int, stop: int, rng: np.random.Generator) -> dict[str, Any]:

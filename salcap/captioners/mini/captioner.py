@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from salcap.captioners.family import ClipBatch, clip_seed
-from salcap.captioners.mini import modeling  # noqa: F401  registers the encoder with transformers
+from salcap.captioners.mini import modeling  # registers the encoder with transformers
 from salcap.captioners.vision_encoder_decoder import VisionEncoderDecoderCaptioner
 from salcap.captioners.visual_tokens import stack_bias
 from salcap.config import Weighting
@@ -20,7 +20,7 @@ class MiniCaptioner(VisionEncoderDecoderCaptioner):
 
     def __init__(self, model: Any, processor: Any, *, name: str | None = None, revision: str | None = None) -> None:
         super().__init__(model, processor, name=name, revision=revision)
-        self.modes = frozenset({"none", "scale", "bias", "prune"})
+        self.modes = frozenset({"none", "scale", "bias", "prune", "zoom"})
         self.early_pruning = True
         tuned = dict(model.config.encoder.saliency)
         self.default_saliency = tuned.pop("backbone")
@@ -35,15 +35,15 @@ class MiniCaptioner(VisionEncoderDecoderCaptioner):
 
     def _encode_equal(self, batch: ClipBatch) -> Tensor:
         weighting = batch.weighting
-        mode = "+".join(mode for mode in weighting.modes if mode != "bias") or "none"  # the bias is the decoder's
-        maps = None if batch.log_densities is None or mode == "none" else torch.stack(list(batch.log_densities))
+        options = modeling.encoder_options(weighting)
+        maps = None if options["mode"] == "none" else torch.stack(list(batch.log_densities or []))
         seconds = torch.stack([frames.pts_seconds for frames in batch.clips])
         seeds = torch.tensor([clip_seed(frames, weighting) for frames in batch.clips])
         return self.model.encoder(
             pixel_values=batch.pixels,
             pts_seconds=seconds.to(self.model.device, torch.float32),
             log_density=maps,
-            **{**asdict(weighting), "mode": mode, "seed": seeds},
+            **{**options, "seed": seeds},
         ).last_hidden_state
 
 

@@ -33,8 +33,8 @@ class SalcapEncoderConfig(PretrainedConfig):
         saliency: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if image_size % 32:
-            raise ValueError(f"image_size must be a multiple of 32, got {image_size}")
+        if image_size < 32 or image_size % 16:
+            raise ValueError(f"image_size must be a multiple of 16 from 32 on, got {image_size}")
         self.trunk = trunk
         self.image_size = image_size
         self.hidden_size = hidden_size

@@ -10,6 +10,8 @@ Flow of one clip (B clips, F frames, N = grid * grid patches of width D)::
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +83,15 @@ class SalcapEncoder(PreTrainedModel):
         if module is self:
             nn.init.normal_(self.position_embedding, std=self.config.initializer_range)
             nn.init.zeros_(self.saliency_embedding)
+
+    def resize(self, image_size: int) -> SalcapEncoder:
+        """Read images of another size from now on: the position embeddings are interpolated, nothing else changes."""
+        self.config.image_size = SalcapEncoderConfig(image_size=image_size).image_size
+        square = self.position_embedding.detach().T.unflatten(-1, (self.grid, self.grid))
+        self.grid = image_size // 16
+        square = F.interpolate(square[None], (self.grid, self.grid), mode="bicubic", antialias=True)[0]
+        self.position_embedding = nn.Parameter(square.flatten(1).T.contiguous())
+        return self
 
     def forward(
         self,
@@ -160,7 +171,7 @@ class SalcapEncoder(PreTrainedModel):
         batch, frames = local.shape[:2]
         coarse = self.trunk.deepen(local.flatten(0, 1).transpose(1, 2).unflatten(2, (self.grid, self.grid)))
         semantic = self.deep_projection(self.trunk.semantic(coarse).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        semantic = F.interpolate(semantic, scale_factor=2, mode="bilinear", align_corners=False)
+        semantic = F.interpolate(semantic, (self.grid, self.grid), mode="bilinear", align_corners=False)
         semantic = semantic.flatten(2).transpose(1, 2).unflatten(0, (batch, frames))
         patches = self.local_projection(self.local_norm(local)) + semantic
         return self.dropout(patches + self.position_embedding)
@@ -193,6 +204,17 @@ class SalcapEncoder(PreTrainedModel):
         if selection.is_identity:
             return patches, None
         return tokens, (selection.frame_of_token if weighting.scope == "clip" else None)
+
+
+def encoder_options(weighting: Weighting) -> dict[str, Any]:
+    """Keywords of `SalcapEncoder.forward`: of a weighting what the encoder does, which scales and prunes.
+
+    A bias is the decoder's, and zooming was done before.
+    """
+    options = asdict(weighting)
+    del options["zoom"]
+    options["mode"] = "+".join(mode for mode in weighting.modes if mode in ("scale", "prune")) or "none"
+    return options
 
 
 def _same_frame(frame_of_token: Tensor, encoder: SalcapEncoder) -> Tensor:
