@@ -118,7 +118,7 @@ def test_the_bundled_name_stands_for_its_folder_in_the_package(tmp_path, monkeyp
 
 def test_an_unknown_model_type_lists_the_families_and_how_to_add_one(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "blip_3"}))
-    with pytest.raises(ValueError, match=r"type 'blip_3'; there are blip, git, .*register_captioner\('blip_3'"):
+    with pytest.raises(ValueError, match=r"type 'blip_3'; there are blip, .* git, .*register_captioner\('blip_3'"):
         load_captioner(tmp_path)
 
 
@@ -135,6 +135,19 @@ def test_an_unknown_model_type_lists_the_families_and_how_to_add_one(tmp_path):
 def test_wrong_arguments_are_refused(model, processor, message):
     with pytest.raises(ValueError, match=message):
         load_captioner(model, processor)
+
+
+@pytest.mark.parametrize(
+    "model, options, message",
+    [
+        ("some/model", {"device": "cpu", "device_map": "auto"}, "give device or device_map, got 'cpu' and 'auto'"),
+        (tiny_models.blip().model, {"attn_implementation": "eager"}, "are for a model that is loaded here"),
+        (tiny_models.blip().model, {"device_map": "auto"}, "are for a model that is loaded here"),
+    ],
+)
+def test_placement_that_cannot_be_is_refused(model, options, message):
+    with pytest.raises(ValueError, match=message):
+        load_captioner(model, None if model == "some/model" else tiny_models.blip().processor, **options)
 
 
 def test_a_model_of_the_family_but_for_another_task_is_refused():

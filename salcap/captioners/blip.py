@@ -33,7 +33,7 @@ class BlipCaptioner(CaptionerFamily):
         tokens = torch.stack([plan.scale(clip) for plan, clip in zip(plans, tokens, strict=True)])
         encode_ms = self.now_ms() - started
         output = self._decode(tokens, stack_bias(plans), **generation)
-        return Generation(output, tokens.shape[1], encode_ms)
+        return Generation(output, [tokens.shape[1]] * len(plans), encode_ms)
 
     def eos_token_ids(self, generation: dict[str, Any]) -> list[int]:
         return [self.model.config.text_config.sep_token_id]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -28,23 +30,37 @@ class ClipBatch:
     """Clips that go through the model together.
 
     Attributes:
-        pixels: (B, F, 3, h, w) on the model's device, in its dtype.
+        clip_pixels: for each clip what the family's preprocessor makes of it, as a rule (F, 3, h, w), on the model's
+            device, in its dtype.
         log_densities: for each clip (F, h', w') over the whole frame; None where the mode is "none".
     """
 
     clips: Sequence[Frames]
-    pixels: Tensor
+    clip_pixels: Sequence[Tensor]
     log_densities: Sequence[Tensor] | None
     weighting: Weighting
+
+    @cached_property
+    def pixels(self) -> Tensor:
+        """(B, F, 3, h, w), of clips of equal shape."""
+        return torch.stack(list(self.clip_pixels))
 
 
 @dataclass(frozen=True, eq=False)
 class Generation:
-    """What a model generated for a batch, as ``transformers`` returns it, with the wall time of its vision encoder."""
+    """What a model generated for a batch.
+
+    Attributes:
+        output: as ``transformers`` returns it.
+        visual_tokens: for each clip, see `GeneratedText`.
+        encode_ms: wall time of the vision encoder.
+        prompt_length: leading tokens of each sequence that are no part of the caption.
+    """
 
     output: Any
-    visual_tokens: int
+    visual_tokens: Sequence[int]
     encode_ms: float
+    prompt_length: int = 0
 
 
 class CaptionerFamily(ABC):
@@ -60,6 +76,7 @@ class CaptionerFamily(ABC):
     """
 
     transformers_class: ClassVar[str]
+    preprocessor: ClassVar[type[FramePreprocessor]] = FramePreprocessor
     unused_weights: ClassVar[tuple[str, ...]] = ()  # parameters a checkpoint may lack: captioning never reads them
 
     modes: frozenset[str] = frozenset({"none", "scale", "bias", "prune"})
@@ -73,7 +90,7 @@ class CaptionerFamily(ABC):
             raise ValueError(f"{type(self).__name__} needs a {self.transformers_class}, got {type(model).__name__}")
         self.model = model.eval()
         image_processor, self.tokenizer = _split_processor(processor)
-        self.preprocess = FramePreprocessor(image_processor)
+        self.preprocess = self.preprocessor(image_processor)
         self.name = name or model.name_or_path or type(model).__name__
         self.revision = revision or getattr(model.config, "_commit_hash", None)
         self.read_options: dict[str, Any] = self.preprocess.read_options
@@ -87,8 +104,12 @@ class CaptionerFamily(ABC):
         revision: str | None = None,
         dtype: torch.dtype | str = torch.float32,
         trust_remote_code: bool = False,
+        **placement: Any,
     ) -> CaptionerFamily:
         """Load model, image processor (PIL, so that results do not depend on torchvision) and tokenizer.
+
+        Args:
+            placement: ``device_map`` and ``attn_implementation`` of ``transformers``.
 
         Raises:
             OSError: files that cannot be found.
@@ -98,7 +119,7 @@ class CaptionerFamily(ABC):
         config = transformers.AutoConfig.from_pretrained(path, **source)
         with _no_progress_bar():
             model, loading = getattr(transformers, cls.transformers_class).from_pretrained(
-                path, config=config, revision=source["revision"], dtype=dtype, output_loading_info=True
+                path, config=config, revision=source["revision"], dtype=dtype, output_loading_info=True, **placement
             )
         missing = sorted(k for k in loading["missing_keys"] if not k.startswith(cls.unused_weights or ("\0",)))
         if missing:
@@ -106,17 +127,21 @@ class CaptionerFamily(ABC):
                 f"{path} lacks {len(missing)} weights of {cls.transformers_class} ({', '.join(missing[:3])}, ...):"
                 f" it was made for {config.architectures}"
             )
+        return cls(model, cls.load_processor(path, **source), name=name or path)
+
+    @classmethod
+    def load_processor(cls, path: str, **source: Any) -> Any:
+        """What ``__init__`` takes as the processor."""
         image_processor = transformers.AutoImageProcessor.from_pretrained(path, backend="pil", **source)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path, **source)
-        return cls(model, (image_processor, tokenizer), name=name or path)
+        return image_processor, transformers.AutoTokenizer.from_pretrained(path, **source)
 
     @abstractmethod
     def generate_batch(self, batch: ClipBatch, generation: dict[str, Any]) -> Generation:
-        """Encode and decode clips of equal shape."""
+        """Encode and decode clips of equal `batch_key`."""
 
-    def can_batch(self, weighting: Weighting) -> bool:
-        """Whether several clips may share one call under this weighting."""
-        return True
+    def batch_key(self, index: int, pixels: Tensor, weighting: Weighting) -> Hashable:
+        """Clips whose keys are equal share a call; this one is the ``index``-th of those asked for."""
+        return pixels.shape
 
     @torch.no_grad()
     def generate(
@@ -135,42 +160,55 @@ class CaptionerFamily(ABC):
             started = self.now_ms()
             pixels.append(self.preprocess(frames))
             preprocess_ms.append(self.now_ms() - started)
-            key = pixels[-1].shape if self.can_batch(weighting) else index
-            groups.setdefault(key, []).append(index)
+            groups.setdefault(self.batch_key(index, pixels[-1], weighting), []).append(index)
         texts: dict[int, GeneratedText] = {}
         for indices in groups.values():
             started = self.now_ms()
             batch = ClipBatch(
                 [clips[i] for i in indices],
-                torch.stack([pixels[i] for i in indices]).to(self.model.device, self.model.dtype),
+                [pixels[i].to(self.model.device, self.model.dtype) for i in indices],
                 None if log_densities is None else [log_densities[i].to(self.model.device) for i in indices],
                 weighting,
             )
             result = self.generate_batch(batch, generation)
             decode_ms = (self.now_ms() - started - result.encode_ms) / len(indices)
             encode_ms = result.encode_ms / len(indices)
-            captions = self.tokenizer.batch_decode(result.output.sequences, skip_special_tokens=True)
+            sequences = result.output.sequences[:, result.prompt_length :]
+            captions = self.tokenizer.batch_decode(sequences, skip_special_tokens=True)
             scores = mean_log_probs(result.output, self.eos_token_ids(generation))
-            for i, caption, score in zip(indices, captions, scores, strict=True):
-                stages = (preprocess_ms[i] + encode_ms, decode_ms)
-                texts[i] = GeneratedText(caption.strip(), score, result.visual_tokens, *stages)
+            for i, caption, score, count in zip(indices, captions, scores, result.visual_tokens, strict=True):
+                texts[i] = GeneratedText(caption.strip(), score, count, preprocess_ms[i] + encode_ms, decode_ms)
         return [texts[i] for i in range(len(clips))]
 
     def plan(self, batch: ClipBatch, grid: tuple[int, int], num_prefix_tokens: int) -> list[ClipTokens]:
-        """What each clip's map does to its tokens; the map is cut to the part of the frame that the model sees."""
-        plans = []
-        for index, frames in enumerate(batch.clips):
-            saliency = None
-            if batch.log_densities is not None:
-                box = self.preprocess.seen_box(*frames.pixels.shape[-2:])
-                saliency = relative_saliency(batch.log_densities[index], grid, box)
-            seed = clip_seed(frames, batch.weighting)
-            plans.append(ClipTokens(batch.weighting, len(frames), grid, num_prefix_tokens, saliency, seed))
-        return plans
+        """What each clip's map does to its tokens."""
+        return [self.plan_clip(batch, index, grid, num_prefix_tokens) for index in range(len(batch.clips))]
+
+    def plan_clip(
+        self, batch: ClipBatch, index: int, grid: tuple[int, int], num_prefix_tokens: int = 0, span: int = 1
+    ) -> ClipTokens:
+        """What one clip's map does to its tokens; the map is cut to the part of the frame that the model sees.
+
+        Args:
+            span: frames that share their tokens; they share the mean of their maps, the last standing for missing ones.
+        """
+        frames, saliency = batch.clips[index], None
+        if batch.log_densities is not None:
+            box = self.preprocess.seen_box(*frames.pixels.shape[-2:])
+            saliency = relative_saliency(batch.log_densities[index], grid, box)
+            missing = -len(frames) % span
+            saliency = torch.cat([saliency, saliency[-1:].expand(missing, -1)]).unflatten(0, (-1, span)).mean(1)
+        num_frames, seed = math.ceil(len(frames) / span), clip_seed(frames, batch.weighting)
+        return ClipTokens(batch.weighting, num_frames, grid, num_prefix_tokens, saliency, seed)
+
+    @property
+    def generator(self) -> Any:
+        """The module whose ``generate`` writes the caption."""
+        return self.model
 
     def eos_token_ids(self, generation: dict[str, Any]) -> list[int]:
         """Tokens that end a caption under these keyword arguments."""
-        config = generation.get("generation_config") or self.model.generation_config
+        config = generation.get("generation_config") or self.generator.generation_config
         eos = generation.get("eos_token_id", config.eos_token_id)
         return [] if eos is None else torch.as_tensor(eos).reshape(-1).tolist()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from contextlib import ExitStack
 from itertools import count
 from typing import Any
@@ -30,9 +31,9 @@ class GitCaptioner(CaptionerFamily):
         super().__init__(model, processor, name=name, revision=revision)
         self.max_frames = model.config.num_image_with_embedding or 1
 
-    def can_batch(self, weighting: Weighting) -> bool:
+    def batch_key(self, index: int, pixels: Tensor, weighting: Weighting) -> Hashable:
         # frames of one index are encoded together, so clips that share tokens out over frames go one by one
-        return not ("prune" in weighting.modes and weighting.scope == "clip")
+        return index if "prune" in weighting.modes and weighting.scope == "clip" else pixels.shape
 
     def generate_batch(self, batch: ClipBatch, generation: dict[str, Any]) -> Generation:
         git, vision = self.model.git, self.model.config.vision_config
@@ -51,7 +52,7 @@ class GitCaptioner(CaptionerFamily):
             if (bias := stack_bias(plans)) is not None:
                 hooks.enter_context(git.encoder.register_forward_pre_hook(_bias_hook(bias), with_kwargs=True))
             output = self.model.generate(pixel_values=pixels, **generation)
-        return Generation(output, plans[0].num_tokens, sum(times))
+        return Generation(output, [plan.num_tokens for plan in plans], sum(times))
 
 
 def _by_clip(plans: list[ClipTokens], rows: Tensor) -> zip[tuple[ClipTokens, Tensor]]:

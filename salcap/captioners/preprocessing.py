@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import transformers
 from torch import Tensor
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_transforms import get_resize_output_image_size
@@ -12,6 +14,18 @@ from transformers.image_transforms import get_resize_output_image_size
 from salcap.frames import Frames
 
 _GEOMETRY = ("_preprocess", "resize", "center_crop")
+_PLAIN = (
+    "do_resize",
+    "size",
+    "resample",
+    "do_center_crop",
+    "crop_size",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
+)
 
 
 class FramePreprocessor:
@@ -76,6 +90,27 @@ class FramePreprocessor:
 
     def _size(self, name: str) -> dict[str, int]:
         return dict(getattr(self.image_processor, name) or {})
+
+
+class WholeFrames(FramePreprocessor):
+    """Each frame resized whole, as video processors do it, where the image processor would cut it into tiles.
+
+    Size, crop and normalisation are the image processor's own.
+    """
+
+    def __init__(self, image_processor: Any) -> None:
+        given = {
+            name: getattr(image_processor, name) for name in _PLAIN if getattr(image_processor, name, None) is not None
+        }
+        super().__init__(PilBackend(**given))
+
+
+def load_frame_settings(path: str, **source: Any) -> Any:
+    """The attributes of a saved video or image processor whose class cannot be loaded without torchvision."""
+    made = transformers.ProcessorMixin.get_processor_dict(path, **source)[0]
+    found = made.get("video_processor") or made.get("image_processor")
+    found = found or PilBackend.get_image_processor_dict(path, **source)[0]
+    return SimpleNamespace(**{"do_resize": True, "do_rescale": True, "do_normalize": True, **found})
 
 
 def pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:

@@ -21,7 +21,19 @@ BUNDLED = ("salcap-mini",)
 # model_type, or model_type/encoder's model_type for a finer choice -> a family, or where to import it from
 CAPTIONER_FAMILIES: dict[str, str | type[CaptionerFamily]] = {
     "blip": "salcap.captioners.blip:BlipCaptioner",
+    "blip-2": "salcap.captioners.blip_2:Blip2Captioner",
     "git": "salcap.captioners.git:GitCaptioner",
+    "idefics3": "salcap.captioners.idefics3:Idefics3Captioner",
+    "instructblipvideo": "salcap.captioners.instructblipvideo:InstructBlipVideoCaptioner",
+    "internvl": "salcap.captioners.internvl:InternVLCaptioner",
+    "llava_next_video": "salcap.captioners.llava_next_video:LlavaNextVideoCaptioner",
+    "llava_onevision": "salcap.captioners.llava_onevision:LlavaOnevisionCaptioner",
+    "perception_lm": "salcap.captioners.perception_lm:PerceptionLMCaptioner",
+    "qwen2_5_vl": "salcap.captioners.qwen2_5_vl:Qwen2_5VLCaptioner",
+    "qwen2_vl": "salcap.captioners.qwen2_vl:Qwen2VLCaptioner",
+    "qwen3_vl": "salcap.captioners.qwen3_vl:Qwen3VLCaptioner",
+    "smolvlm": "salcap.captioners.smolvlm:SmolVLMCaptioner",
+    "video_llama_3": "salcap.captioners.video_llama_3:VideoLlama3Captioner",
     "vision-encoder-decoder": "salcap.captioners.vision_encoder_decoder:VisionEncoderDecoderCaptioner",
     "vision-encoder-decoder/salcap-encoder": "salcap.captioners.mini.captioner:MiniCaptioner",
 }
@@ -49,6 +61,8 @@ def load_captioner(
     revision: str | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    device_map: Any = None,
+    attn_implementation: str | None = None,
     trust_remote_code: bool = False,
 ) -> Captioner:
     """Load a captioner, or put one around a model that is loaded.
@@ -59,6 +73,7 @@ def load_captioner(
         revision: branch, tag or commit on the hub.
         device: None leaves the model where it is (CPU for one that is loaded here).
         dtype: None means float32 for a model that is loaded here, whatever its file holds; "auto" keeps the file's.
+        device_map, attn_implementation: of ``transformers``, for a model that is loaded here.
         trust_remote_code: let the config, image processor and tokenizer run code from the hub.
 
     Raises:
@@ -69,7 +84,13 @@ def load_captioner(
     if isinstance(model, (str, os.PathLike)):
         if processor is not None:
             raise ValueError(f"{os.fspath(model)!r} brings its own processor; give one only with a loaded model")
-        return _load(os.fspath(model), revision, device, dtype, trust_remote_code)
+        options = {"device_map": device_map, "attn_implementation": attn_implementation}
+        options = {name: value for name, value in options.items() if value is not None}
+        if device is not None and device_map is not None:
+            raise ValueError(f"give device or device_map, got {device!r} and {device_map!r}")
+        return _load(os.fspath(model), revision, device, dtype, trust_remote_code=trust_remote_code, **options)
+    if device_map is not None or attn_implementation is not None:
+        raise ValueError("device_map and attn_implementation are for a model that is loaded here, give its id or path")
     config = getattr(model, "config", None)
     if config is None:
         raise ValueError(f"model must be a hub id, a folder or a transformers model, got {type(model).__name__}")
@@ -86,7 +107,7 @@ def _load(
     revision: str | None,
     device: str | torch.device | None,
     dtype: str | torch.dtype | None,
-    trust_remote_code: bool,
+    **options: Any,
 ) -> Captioner:
     from transformers import PretrainedConfig
 
@@ -102,11 +123,12 @@ def _load(
             name=name,
             revision=revision,
             dtype="float32" if dtype is None else dtype,
-            trust_remote_code=trust_remote_code,
+            **options,
         )
     except OSError as error:
         raise OSError(_explain(name, path, error)) from error
-    captioner.model.to(device)
+    if device is not None:
+        captioner.model.to(device)
     return captioner
 
 
@@ -116,7 +138,8 @@ def _find_family(model_type: str, encoder_type: str | None) -> type[CaptionerFam
     if found is None:
         raise ValueError(
             f"no captioner family for model type {model_type!r}; there are {', '.join(sorted(CAPTIONER_FAMILIES))}."
-            " Derive one from salcap.captioners.family.CaptionerFamily and call"
+            " To add one, derive it from salcap.captioners.family.CaptionerFamily, or from"
+            " salcap.captioners.multimodal.MultimodalCaptioner where a language model reads placeholders, and call"
             f" salcap.captioners.register_captioner({model_type!r}, YourFamily)"
         )
     if isinstance(found, str):

@@ -74,7 +74,7 @@ class VisionEncoderDecoderCaptioner(CaptionerFamily):
                 hook = cross_attention_bias(bias)
                 hooks.enter_context(self.model.decoder.register_forward_pre_hook(hook, with_kwargs=True))
             output = self.model.generate(encoder_outputs=BaseModelOutput(last_hidden_state=tokens), **generation)
-        return Generation(output, tokens.shape[1], encode_ms)
+        return Generation(output, [tokens.shape[1]] * len(tokens), encode_ms)
 
     def encode(self, batch: ClipBatch) -> tuple[Tensor, Tensor | None]:
         """Tokens (B, T, D) for the decoder, and the bias (B, T) of their attention scores or None."""

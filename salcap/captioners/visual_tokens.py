@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -77,6 +78,10 @@ class ClipTokens:
     def num_tokens(self) -> int:
         return sum(self.counts)
 
+    def num_kept(self, frame: int) -> int:
+        """How many of a frame's tokens are patches as they are; the coarse tokens come behind them."""
+        return len(self._choices[frame][0]) if self.prunes else self._full_count - self.num_prefix_tokens
+
     def prune(self, frame: int, features: Tensor) -> Tensor:
         """Features (..., P + N, D) of one frame to (..., counts[frame], D).
 
@@ -134,28 +139,42 @@ def encode_frames(
     if patch_embeddings is None:
         tokens = [plan.prune(frame, row) for (plan, frame), row in zip(frames, encoder(pixels), strict=True)]
     else:
-        tokens = _encode_pruned(encoder, patch_embeddings, pixels, frames)
+        prunes = [partial(plan.prune, frame) for plan, frame in frames]
+        counts = [plan.counts[frame] for plan, frame in frames]
+        tokens = encode_pruned(encoder, patch_embeddings, pixels, prunes, counts)
     num_frames = len(frames) // len(plans)
     return torch.stack([torch.cat(tokens[i : i + num_frames]) for i in range(0, len(frames), num_frames)])
 
 
-def _encode_pruned(
+def encode_pruned(
     encoder: Callable[[Tensor], Tensor],
     patch_embeddings: nn.Module,
     pixels: Tensor,
-    frames: Sequence[tuple[ClipTokens, int]],
+    prunes: Sequence[Callable[[Tensor], Tensor]],
+    lengths: Sequence[int],
 ) -> list[Tensor]:
-    tokens: dict[int, Tensor] = {}
-    for count in sorted({plan.counts[frame] for plan, frame in frames}):
-        indices = [i for i, (plan, frame) in enumerate(frames) if plan.counts[frame] == count]
+    """Run an encoder with fewer patches; frames that keep equally many run together.
+
+    Args:
+        encoder: pixels (R, 3, h, w) -> one tensor of R rows.
+        patch_embeddings: the module whose output (R, P + N, D) is pruned, before the encoder's layers.
+        pixels: (R, 3, h, w).
+        prunes: for each row what makes (length, D) of its (P + N, D).
+        lengths: of each row.
+
+    Returns:
+        The rows of the encoder's output, in order.
+    """
+    rows: dict[int, Tensor] = {}
+    for length in sorted(set(lengths)):
+        indices = [i for i, other in enumerate(lengths) if other == length]
 
         def prune(_module: nn.Module, _args: Any, output: Tensor, indices: list[int] = indices) -> Tensor:
-            rows = zip((frames[i] for i in indices), output, strict=True)
-            return torch.stack([plan.prune(frame, row) for (plan, frame), row in rows])
+            return torch.stack([prunes[i](row) for i, row in zip(indices, output, strict=True)])
 
         with patch_embeddings.register_forward_hook(prune):
-            tokens.update(zip(indices, encoder(pixels[indices]), strict=True))
-    return [tokens[i] for i in range(len(frames))]
+            rows.update(zip(indices, encoder(pixels[indices]), strict=True))
+    return [rows[i] for i in range(len(lengths))]
 
 
 def stack_bias(plans: Sequence[ClipTokens]) -> Tensor | None:

@@ -52,6 +52,6 @@ def _equal_maps(batch: ClipBatch) -> list[ClipBatch]:
     if batch.log_densities is None or len({maps.shape for maps in batch.log_densities}) == 1:
         return [batch]
     return [
-        replace(batch, clips=[frames], pixels=pixels[None], log_densities=[maps])
-        for frames, pixels, maps in zip(batch.clips, batch.pixels, batch.log_densities, strict=True)
+        replace(batch, clips=[frames], clip_pixels=[pixels], log_densities=[maps])
+        for frames, pixels, maps in zip(batch.clips, batch.clip_pixels, batch.log_densities, strict=True)
     ]

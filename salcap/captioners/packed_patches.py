@@ -1,0 +1,120 @@
+"""What families share whose vision encoder reads the patches of all frames as one packed sequence (Qwen's towers).
+
+Frames keep their aspect ratio, so clips differ in their grids. A pruned frame is a shorter stretch of the sequence:
+the encoder takes positions and the lengths of stretches as they are given to it.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from salcap.captioners.family import ClipBatch
+from salcap.captioners.multimodal import ClipFeatures, MultimodalCaptioner
+from salcap.captioners.patch_groups import from_groups
+from salcap.captioners.preprocessing import FramePreprocessor
+from salcap.captioners.visual_tokens import ClipTokens
+from salcap.frames import Frames
+
+
+class PackedFrames(FramePreprocessor):
+    """Frames through the image processor, one by one, then laid together in time as the video processor does it.
+
+    The image processor's limits of size hold for each frame.
+    """
+
+    merge_size: ClassVar[int | None] = None  # side of a group in patches; None takes the image processor's
+
+    def __call__(self, frames: Frames) -> Tensor:
+        """Patches (T, gh, gw, side * side, values) of T spans of frames; those of a group in raster order."""
+        options = {} if self.merge_size is None else {"merge_size": self.merge_size}
+        images = list(frames.pixels.cpu().numpy())
+        made = self.image_processor(images, input_data_format="channels_first", return_tensors="pt", **options)
+        rows, columns = (int(patches) // self.side for patches in made["image_grid_thw"][0, 1:])
+        # the image processor repeats each frame over the span: take each frame's own share of it
+        patches = made["pixel_values"].unflatten(-1, (3, self.span, -1))[:, :, 0].unflatten(0, (len(frames), -1))
+        patches = torch.cat([patches, patches[-1:].expand(-len(frames) % self.span, -1, -1, -1)])
+        patches = patches.unflatten(0, (-1, self.span)).permute(0, 2, 3, 1, 4).flatten(2)
+        return patches.unflatten(1, (rows, columns, -1))
+
+    @property
+    def side(self) -> int:
+        return self.merge_size or self.image_processor.merge_size
+
+    @property
+    def span(self) -> int:
+        """Frames that share their tokens."""
+        return self.image_processor.temporal_patch_size
+
+    @property
+    def read_options(self) -> dict[str, Any]:
+        return {}
+
+    def seen_box(self, height: int, width: int) -> tuple[float, float, float, float]:
+        return 0.0, 0.0, 1.0, 1.0
+
+
+class PackedCaptioner(MultimodalCaptioner):
+    """Base: implement `run_tower` and `expand`. "prune" drops groups of patches before the vision encoder."""
+
+    preprocessor = PackedFrames
+    preprocess: PackedFrames
+
+    @abstractmethod
+    def run_tower(self, patches: Tensor, grid_thw: Tensor, **precomputed: Tensor) -> Tensor:
+        """Packed patches (n, values) to tokens (n / side / side, D); ``precomputed`` as in vision_utils."""
+
+    def look(self, batch: ClipBatch, prompt: str) -> tuple[list[ClipTokens], list[ClipFeatures]]:
+        grids = [(pixels.shape[1], pixels.shape[2]) for pixels in batch.clip_pixels]
+        plans = [self.plan_clip(batch, i, grid, span=self.preprocess.span) for i, grid in enumerate(grids)]
+        patches = torch.cat([pixels.flatten(0, 3) for pixels in batch.clip_pixels])
+        if any(plan.prunes for plan in plans):
+            tokens = self.encode_pruned(batch, plans, patches)
+        else:
+            tokens = self.run_tower(patches, self.grid_thw(batch))
+        frames = iter(tokens.split([count for plan in plans for count in plan.counts]))
+        return plans, [[next(frames) for _ in plan.counts] for plan in plans]
+
+    def encode_pruned(self, batch: ClipBatch, plans: Sequence[ClipTokens], patches: Tensor) -> Tensor:
+        places = self.pruned_places(batch, plans)
+        return self.run_tower(self.prune_patches(batch, plans, patches), **places)
+
+    def pruned_places(self, batch: ClipBatch, plans: Sequence[ClipTokens]) -> dict[str, Tensor]:
+        """Where the kept patches are, for the encoder: every group stands as a frame of its own in ``grid_thw``.
+
+        A coarse token's patches lie at the mean of the places of those it stands for.
+        """
+        side, device = self.preprocess.side, self.model.device
+        whole = []
+        for pixels in batch.clip_pixels:
+            rows, columns = pixels.shape[1] * side, pixels.shape[2] * side
+            place = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float().to(device)
+            place = place.unflatten(0, (rows // side, side, columns // side, side)).transpose(1, 2)
+            whole.append(place.reshape(1, -1, 2).expand(len(pixels), -1, -1).flatten(0, 1))
+        place = self.prune_patches(batch, plans, torch.cat(whole))
+        lengths = torch.tensor([0, *(count * side**2 for plan in plans for count in plan.counts)], device=device)
+        return {
+            "grid_thw": torch.tensor([[len(place) // side**2, side, side]], device=device),
+            "position_ids": place,
+            "cu_seqlens": lengths.cumsum(0, dtype=torch.int32),
+        }
+
+    def prune_patches(self, batch: ClipBatch, plans: Sequence[ClipTokens], rows: Tensor) -> Tensor:
+        """Anything that has a row for each patch (n, d), packed, to the rows of what the plans keep."""
+        side = self.preprocess.side
+        clips = rows.split([pixels.shape[:4].numel() for pixels in batch.clip_pixels])
+        kept = []
+        for plan, pixels, clip in zip(plans, batch.clip_pixels, clips, strict=True):
+            groups = clip.reshape(len(pixels), -1, side**2 * rows.shape[-1])
+            kept += [from_groups(plan.prune(frame, row), side) for frame, row in enumerate(groups)]
+        return torch.cat(kept)
+
+    def grid_thw(self, batch: ClipBatch) -> Tensor:
+        """(B, 3): spans of frames, rows and columns of patches."""
+        side = self.preprocess.side
+        grids = [[p.shape[0], p.shape[1] * side, p.shape[2] * side] for p in batch.clip_pixels]
+        return torch.tensor(grids, device=self.model.device)
