@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from salcap.evaluation.instruments import peak_rise_mib, percentiles
 from salcap.evaluation.saliency_benchmark import count_macs, input_size_of
@@ -39,8 +39,14 @@ STAGES = {
     "decode": "the other tokens, one after another, and the text of them",
     "other": "what is left of the total",
 }
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)  # of shapes
+
+
 # the kernel that the CPU has for attention, which torch's counter does not know
-_CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop}
+_CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
 
 
 @dataclass(frozen=True)
@@ -217,8 +223,9 @@ class _Arm:
         self.runs: list[dict[str, float]] = []
 
     def warm_up(self) -> None:
-        """Twice: once to count what does not take time, once for the memory."""
+        """Run once as ever, once to count FLOPs and tokens, once for the memory."""
         captioner: Any = self.pipeline.captioner
+        self.caption()  # before the counter comes: what backbones convert themselves to at first must not see it
         with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
             captioner.now_ms = counter.get_total_flops  # stages are measured by the counter in place of the clock
             try:
