@@ -23,7 +23,7 @@ from salcap.evaluation import captioning_benchmark
 from salcap.evaluation.captioning_benchmark import KEEP_RATIOS, STAGES, benchmark_captioning, break_even
 from salcap.evaluation.instruments import memory_mib, peak_rise_mib, percentiles
 from salcap.evaluation.saliency_benchmark import count_macs
-from salcap.saliency import create_saliency
+from salcap.saliency import create_saliency, runtimes
 
 FAMILIES = {
     "git": tiny_models.git,
@@ -44,6 +44,14 @@ def count_flops(run):
     with FlopCounterMode(display=False, custom_mapping=captioning_benchmark._CPU_ATTENTION) as counter:
         run()
     return counter.get_total_flops()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_conversion():
+    """The student runs in torch: to convert it for another runtime takes longer than all of these tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runtimes, "_PACKAGES", {"torch": ()})
+        yield
 
 
 # --- the arms ---
@@ -94,11 +102,13 @@ def test_tokens_and_flops_fall_with_the_keep_ratio(result):
     plain, full, *pruned, taught = result.rows
     assert full.visual_tokens == plain.visual_tokens
     work = [{stage: flops for stage, flops in row.flops.items() if stage != "saliency"} for row in (plain, full)]
-    assert work[0] == work[1]
     assert set(work[0]) == {"encode", "prefill", "decode"}
+    maps = work[1].pop("encode") - work[0].pop("encode")  # to lay them over the patches is a matrix product
+    assert 0 < maps < 0.05 * plain.flops["encode"]
+    assert work[0] == work[1]
     for more, fewer in zip([full, *pruned], pruned, strict=False):
         assert 0 < fewer.visual_tokens < more.visual_tokens
-        for stage in work[0]:
+        for stage in ("encode", "prefill", "decode"):
             assert 0 < fewer.flops[stage] < more.flops[stage], stage
     half = pruned[1]
     assert (taught.visual_tokens, taught.flops["encode"]) == (half.visual_tokens, half.flops["encode"])
@@ -150,6 +160,24 @@ def test_a_teacher_that_is_not_here_is_reported(tmp_path, monkeypatch):
 def test_wrong_use_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         benchmark_captioning(**options)
+
+
+# --- stages ---
+
+
+@pytest.mark.parametrize("generation", [{}, {"num_beams": 2}, {"use_cache": False}], ids=lambda g: str(*g))
+@pytest.mark.parametrize("family", sorted(tiny_models.FAMILIES | tiny_multimodal.FAMILIES))
+def test_every_family_tells_its_stages_apart(family, generation):
+    """By FLOPs in place of milliseconds: a stage that is not where it should be has none."""
+    tiny = (tiny_models.FAMILIES | tiny_multimodal.FAMILIES)[family]()
+    captioner, clips = load_captioner(tiny.model, tiny.processor), [make_clip(0), make_clip(1)]
+    with FlopCounterMode(display=False, custom_mapping=captioning_benchmark._CPU_ATTENTION) as counter:
+        captioner.now_ms = counter.get_total_flops
+        texts = captioner.generate(clips, None, Weighting(), min_new_tokens=3, max_new_tokens=3, **generation)
+    assert list(texts[0].timings) == ["preprocess_ms", "encode_ms", "prefill_ms", "decode_ms"]
+    assert texts[0].timings["preprocess_ms"] == 0
+    assert min(texts[0].timings[f"{stage}_ms"] for stage in ("encode", "prefill", "decode")) > 0
+    assert sum(sum(text.timings.values()) for text in texts) == pytest.approx(counter.get_total_flops())
 
 
 # --- counting ---

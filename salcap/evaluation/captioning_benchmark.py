@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
@@ -218,20 +218,20 @@ class _Arm:
 
     def __init__(self, name: str, pipeline: SaliencyCaptioner, video: Any, request: dict[str, Any]) -> None:
         self.name, self.pipeline = name, pipeline
-        self.network: Any = getattr(pipeline.captioner, "model", None)
+        self.captioner = cast(Any, pipeline.captioner)
+        self.network = self.captioner.model
         self.caption = partial(pipeline.caption, video, **request)
         self.runs: list[dict[str, float]] = []
 
     def warm_up(self) -> None:
         """Run once as ever, once to count FLOPs and tokens, once for the memory."""
-        captioner: Any = self.pipeline.captioner
         self.caption()  # before the counter comes: what backbones convert themselves to at first must not see it
         with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
-            captioner.now_ms = counter.get_total_flops  # stages are measured by the counter in place of the clock
+            self.captioner.now_ms = counter.get_total_flops  # stages are measured by the counter in place of the clock
             try:
                 result = self.caption()
             finally:
-                del captioner.now_ms
+                del self.captioner.now_ms
         self.visual_tokens = result.visual_tokens or 0
         self.flops: dict[str, int | None] = {"saliency": self._saliency_flops(len(result.frame_pts_seconds))}
         self.flops |= {stage: round(result.timings[f"{stage}_ms"]) for stage in ("encode", "prefill", "decode")}
