@@ -226,12 +226,8 @@ class _Arm:
     def warm_up(self) -> None:
         """Run once as ever, once to count FLOPs and tokens, once for the memory."""
         self.caption()  # before the counter comes: what backbones convert themselves to at first must not see it
-        with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
-            self.captioner.now_ms = counter.get_total_flops  # stages are measured by the counter in place of the clock
-            try:
-                result = self.caption()
-            finally:
-                del self.captioner.now_ms
+        with counting_flops(self.captioner):
+            result = self.caption()
         self.visual_tokens = result.visual_tokens or 0
         self.flops: dict[str, int | None] = {"saliency": self._saliency_flops(len(result.frame_pts_seconds))}
         self.flops |= {stage: round(result.timings[f"{stage}_ms"]) for stage in ("encode", "prefill", "decode")}
@@ -271,6 +267,21 @@ class _Arm:
             return 0
         macs = count_macs(self.pipeline.saliency, input_size_of(self.pipeline.saliency))
         return macs and 2 * macs * num_frames
+
+
+@contextmanager
+def counting_flops(captioner: Any) -> Iterator[FlopCounterMode]:
+    """Within, a captioner measures its stages in FLOPs: by the counter in place of its clock."""
+    trained = [weight for weight in captioner.model.parameters() if weight.requires_grad]
+    captioner.model.requires_grad_(False)  # the counter breaks on views of weights that have gradients
+    try:
+        with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
+            captioner.now_ms = counter.get_total_flops
+            yield counter
+    finally:
+        vars(captioner).pop("now_ms", None)
+        for weight in trained:
+            weight.requires_grad_()
 
 
 @contextmanager
