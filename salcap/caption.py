@@ -15,7 +15,7 @@ class Caption:
         start_seconds, end_seconds: the part of the video that the caption speaks of.
         score: mean log-probability per token; None where the captioner gives none.
         frames: how they were chosen, "uniform" or "saliency".
-        timings: milliseconds by stage (``read_ms``, ``saliency_ms``, ``encode_ms``, ``decode_ms``; with frames chosen
+        timings: milliseconds by stage (``read_ms``, ``saliency_ms``, and those of `GeneratedText`; with frames chosen
             by saliency also ``choose_ms``, with mode "zoom" also ``zoom_ms``).
         policy, scope: how ``prune`` chose; None without it.
         views: pictures that the captioner saw: one of each frame, with mode "zoom" two.

@@ -309,7 +309,7 @@ class SaliencyCaptioner:
             views=len(clip.frames),
             visual_tokens=text.visual_tokens,
             frame_pts_seconds=times,
-            timings={**clip.timings, "encode_ms": text.encode_ms, "decode_ms": text.decode_ms},
+            timings=clip.timings | text.timings,
             warnings=clip.frames.warnings,
         )
 

@@ -19,14 +19,15 @@ class GeneratedText:
     Attributes:
         score: mean log-probability per generated token; None where generation gives none (sampling without scores).
         visual_tokens: tokens the decoder attends to, over all frames of the clip.
-        encode_ms, decode_ms: wall time of the batch divided by its clips.
+        timings: wall time by stage: ``preprocess_ms``; ``encode_ms``, the vision encoder; ``prefill_ms``, from there to
+            the end of the language model's first forward; ``decode_ms``, the rest. Those of a batch are divided by its
+            clips.
     """
 
     text: str
     score: float | None
     visual_tokens: int
-    encode_ms: float
-    decode_ms: float
+    timings: dict[str, float]
 
 
 class Captioner(Protocol):

@@ -36,6 +36,10 @@ class BlipCaptioner(CaptionerFamily):
         output = self._decode(tokens, stack_bias(plans), **generation)
         return Generation(output, [tokens.shape[1]] * len(plans), encode_ms)
 
+    @property
+    def generator(self) -> Any:
+        return self.model.text_decoder
+
     def eos_token_ids(self, generation: dict[str, Any]) -> list[int]:
         return [self.model.config.text_config.sep_token_id]
 

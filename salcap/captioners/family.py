@@ -53,7 +53,7 @@ class Generation:
     Attributes:
         output: as ``transformers`` returns it.
         visual_tokens: for each clip, see `GeneratedText`.
-        encode_ms: wall time of the vision encoder.
+        encode_ms: wall time of the vision encoder, up to the language model's first forward.
         prompt_length: leading tokens of each sequence that are no part of the caption.
     """
 
@@ -177,14 +177,22 @@ class CaptionerFamily(ABC):
                 None if log_densities is None else [log_densities[i].to(self.model.device) for i in indices],
                 weighting,
             )
-            result = self.generate_batch(batch, generation)
-            decode_ms = (self.now_ms() - started - result.encode_ms) / len(indices)
-            encode_ms = result.encode_ms / len(indices)
+            placed = self.now_ms()
+            with self._end_of_prefill() as prefilled:
+                result = self.generate_batch(batch, generation)
             sequences = result.output.sequences[:, result.prompt_length :]
             captions = self.tokenizer.batch_decode(sequences, skip_special_tokens=True)
             scores = mean_log_probs(result.output, self.eos_token_ids(generation))
+            shared = {
+                "preprocess_ms": placed - started,
+                "encode_ms": result.encode_ms,
+                "prefill_ms": prefilled[0] - placed - result.encode_ms,
+                "decode_ms": self.now_ms() - prefilled[0],
+            }
             for i, caption, score, count in zip(indices, captions, scores, result.visual_tokens, strict=True):
-                texts[i] = GeneratedText(caption.strip(), score, count, preprocess_ms[i] + encode_ms, decode_ms)
+                timings = {stage: total / len(indices) for stage, total in shared.items()}
+                timings["preprocess_ms"] += preprocess_ms[i]
+                texts[i] = GeneratedText(caption.strip(), score, count, timings)
         return [texts[i] for i in range(len(clips))]
 
     def plan(self, batch: ClipBatch, grid: tuple[int, int], num_prefix_tokens: int) -> list[ClipTokens]:
@@ -221,9 +229,22 @@ class CaptionerFamily(ABC):
         return [] if eos is None else torch.as_tensor(eos).reshape(-1).tolist()
 
     def now_ms(self) -> float:
+        """The clock that stages are measured by."""
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)  # kernels run behind the host: wait for what was timed
         return time.perf_counter() * 1000
+
+    @contextmanager
+    def _end_of_prefill(self) -> Iterator[list[float]]:
+        """A list that holds, in the end, when the generator's first forward was over."""
+        ends: list[float] = []
+
+        def note(*_: Any) -> None:
+            if not ends:
+                ends.append(self.now_ms())
+
+        with self.generator.register_forward_hook(note):
+            yield ends
 
     def _check(
         self,

@@ -47,10 +47,12 @@ class GitCaptioner(CaptionerFamily):
         return index if kept < num_frames * num_patches else pixels.shape
 
     def generate_batch(self, batch: ClipBatch, generation: dict[str, Any]) -> Generation:
+        started = self.now_ms()
         git, vision = self.model.git, self.model.config.vision_config
         pixels = batch.pixels if self.model.config.num_image_with_embedding else batch.pixels[:, 0]
         plans = self.plan(batch, patch_grid(pixels, vision.image_size, vision.patch_size), num_prefix_tokens=1)
-        times: list[float] = []
+        num_calls = pixels.shape[1] if pixels.ndim == 5 else 1  # of the encoder in a forward: frame after frame
+        times = [-started, self.now_ms()]
         with ExitStack() as hooks:
             # each is removed on leaving, also when generate raises
             hooks.enter_context(git.image_encoder.register_forward_pre_hook(lambda *_: times.append(-self.now_ms())))
@@ -63,7 +65,7 @@ class GitCaptioner(CaptionerFamily):
             if (bias := stack_bias(plans)) is not None:
                 hooks.enter_context(git.encoder.register_forward_pre_hook(_bias_hook(bias), with_kwargs=True))
             output = self.model.generate(pixel_values=pixels, **generation)
-        return Generation(output, [plan.num_tokens for plan in plans], sum(times))
+        return Generation(output, [plan.num_tokens for plan in plans], sum(times[: 2 + 2 * num_calls]))
 
 
 def _by_clip(plans: list[ClipTokens], rows: Tensor) -> zip[tuple[ClipTokens, Tensor]]:

@@ -1,7 +1,18 @@
 """The ``salcap`` command. Results go to standard output, progress to standard error."""
 
 # each of the first adds its commands to the app
-from salcap.cli import benchmark, caption, distill, evaluate, export, info, inspect, saliency_cache, train  # noqa: F401
+from salcap.cli import (  # noqa: F401
+    benchmark,
+    benchmark_captioning,
+    caption,
+    distill,
+    evaluate,
+    export,
+    info,
+    inspect,
+    saliency_cache,
+    train,
+)
 from salcap.cli.console import app
 
 

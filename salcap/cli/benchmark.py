@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from salcap.cli.console import AsJson, app, say, wrong_use
+from salcap.cli.console import AsJson, app, print_columns, say, wrong_use
 
 if TYPE_CHECKING:
     from salcap.evaluation.saliency_benchmark import BenchmarkRow, SaliencyBenchmark
 
-_benchmarks = typer.Typer(no_args_is_help=True, help="Measure speed and size on this machine.")
-app.add_typer(_benchmarks, name="benchmark")
+benchmarks = typer.Typer(no_args_is_help=True, help="Measure speed and size on this machine.")
+app.add_typer(benchmarks, name="benchmark")
 
 
-@_benchmarks.callback()
+@benchmarks.callback()
 def benchmark() -> None:
     """Measure speed and size on this machine."""
 
 
-@_benchmarks.command("saliency")
+@benchmarks.command("saliency")
 def saliency_(
     saliency: Annotated[
         str | None, typer.Option(help="Backbones, separated by commas; default: the student, teachers, a baseline.")
@@ -59,10 +59,10 @@ def _print(result: SaliencyBenchmark) -> None:
     for name, meaning in MEASURES.items():
         print(f"  {name}: {meaning}")
     print("  * fewer frames than 64 in a call, which would take more than two seconds")
-    _print_columns(("", *MEASURES, "x teacher"), [_speed_cells(row, tuple(MEASURES)) for row in result.rows])
+    print_columns(("", *MEASURES, "x teacher"), [_speed_cells(row, tuple(MEASURES)) for row in result.rows])
     print(f"x teacher: frames_64 over that of {REFERENCE}.\n")
     headings = ("", "p50 ms", "p95 ms", "input", "weights", "file kB", "peak MiB", "MMACs", "reached")
-    _print_columns(headings, [_size_cells(row) for row in result.rows])
+    print_columns(headings, [_size_cells(row) for row in result.rows])
     print("p50, p95: latency of frames_1. peak: rise of the process's memory, frames not counted. MMACs: of one frame.")
     print(
         f"Roofline: this machine's matrix product reached {result.matmul_peak_gmacs:.1f} GMAC/s (float32, best of all"
@@ -97,11 +97,3 @@ def _size_cells(row: BenchmarkRow) -> tuple[str, ...]:
         cell(row.macs and row.macs / 1e6, ",.1f"),
         cell(row.roofline_share, ".1%"),
     )
-
-
-def _print_columns(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    """Columns as wide as they need: no table of rich's, which squeezes these into 80 columns."""
-    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
-    for cells in (headings, *rows):
-        first, *others = (cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
-        print("  ".join((first.strip().ljust(widths[0]), *others)))

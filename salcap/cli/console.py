@@ -63,5 +63,13 @@ def print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     Console().print(table)
 
 
+def print_columns(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """Columns as wide as they need: no table of rich's, which squeezes wide ones into 80 columns."""
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    for cells in (headings, *rows):
+        first, *others = (cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
+        print("  ".join((first.strip().ljust(widths[0]), *others)))
+
+
 def given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}

@@ -8,7 +8,6 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from salcap.config import check_choice
+from salcap.evaluation.instruments import forget_peak_memory, memory_mib, percentiles
 from salcap.frames import Frames
 from salcap.saliency import SaliencyModel, create_saliency, list_saliency
 from salcap.saliency.runtimes import RUNTIMES
@@ -216,11 +216,10 @@ class _Backbone:
         generator = torch.Generator().manual_seed(0)
         shape = (BATCH, *FRAME_SIZE, 3)
         self.frames = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8).permute(0, 3, 1, 2)
-        with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak so far was that of the imports
-        self._memory_before = _memory_mib("VmRSS")
+        forget_peak_memory()  # the peak so far was that of the imports
+        self._memory_before = memory_mib("VmRSS")
         self.model = create_saliency(candidate.saliency, **candidate.options).eval()
-        self.size = _input_size(self.model)
+        self.size = input_size_of(self.model)
         self.pixels = torch.rand(BATCH, 3, *self.size, generator=generator)
         self.batch = BATCH
 
@@ -245,7 +244,7 @@ class _Backbone:
         return times
 
     def finish(self) -> dict[str, Any]:
-        after, before = _memory_mib("VmHWM"), self._memory_before
+        after, before = memory_mib("VmHWM"), self._memory_before
         parameters = sum(weight.numel() for weight in self.model.parameters())
         return {
             "peak_memory_mib": None if after is None or before is None else after - before,
@@ -267,7 +266,7 @@ class _Backbone:
         return time.perf_counter() - start
 
 
-def _input_size(model: SaliencyModel) -> tuple[int, int]:
+def input_size_of(model: SaliencyModel) -> tuple[int, int]:
     size = getattr(model, "input_size", None) or getattr(model, "size", None) or _NO_SIZE
     return int(size[0]), int(size[1])
 
@@ -281,15 +280,6 @@ def _file_bytes(model: SaliencyModel) -> int | None:
     from safetensors.torch import save
 
     return len(save({name: weight.contiguous() for name, weight in model.state_dict().items()}))
-
-
-def _memory_mib(field_name: str) -> float | None:
-    """Resident memory of this process: "VmRSS" now, "VmHWM" at its peak; None on systems without /proc."""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-    except OSError:
-        return None
-    return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith(field_name))
 
 
 def _matmul_gmacs() -> float:
@@ -336,6 +326,4 @@ def _row(
 
 
 def _latency(seconds: list[float]) -> dict[str, float]:
-    ordered = sorted(seconds)
-    p50, p95 = (ordered[math.ceil(share * len(ordered)) - 1] * 1e3 for share in (0.5, 0.95))
-    return {"p50": p50, "p95": p95, "calls": len(ordered)}
+    return {name: second * 1e3 for name, second in percentiles(seconds).items()} | {"calls": len(seconds)}
