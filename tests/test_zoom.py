@@ -316,7 +316,9 @@ def test_every_family_reads_views_as_frames(family, options):
         assert (result.visual_tokens, result.views, result.zoom) == (4 * each, 4, 2.0)
         assert (without.views, without.zoom, without.zoom_boxes) == (2, None, ())
         assert family == "mini" or result.score != without.score  # a trunk of random weights is blind
-        assert set(result.timings) == {"read_ms", "saliency_ms", "zoom_ms", "encode_ms", "decode_ms"}
+        assert set(result.timings) == {
+            *("read_ms", "saliency_ms", "zoom_ms", "preprocess_ms", "encode_ms", "prefill_ms", "decode_ms"),
+        }
         assert len(result.frame_pts_seconds) == len(result.zoom_boxes) == 2
         assert result.to_dict()["zoom_boxes"] == result.zoom_boxes
 
