@@ -86,6 +86,15 @@ def inspect(model: Any, processor: Any = None, **options: Any) -> Inspection:
     return _Inspector(model if hasattr(model, "plan_clip") else load_captioner(model, processor, **options)).report()
 
 
+class _FailedError(Exception):
+    """A self-test's finding."""
+
+
+def _require(holds: bool, finding: str) -> None:  # not assert, which python -O leaves out
+    if not holds:
+        raise _FailedError(finding)
+
+
 class _Inspector:
     def __init__(self, captioner: Any) -> None:
         self.captioner = captioner
@@ -133,7 +142,7 @@ class _Inspector:
             return Check(None, f"modes: {', '.join(sorted(self.captioner.modes))}")
         try:
             return Check(True, test())
-        except AssertionError as fault:
+        except _FailedError as fault:
             return Check(False, str(fault))
 
     def _neutral(self) -> str:
@@ -153,7 +162,7 @@ class _Inspector:
                     for one, other in zip(plain, same, strict=True):
                         found = (other.text, other.score, other.visual_tokens)
                         expected = (one.text, one.score, one.visual_tokens)
-                        assert found == expected, f"{mode}, {count} clips, {beams} beams: {found} is not {expected}"
+                        _require(found == expected, f"{mode}, {count} clips, {beams} beams: {found} is not {expected}")
         return f"{', '.join(sorted(self.marks))}; 1 and 3 clips, 1 and 3 beams"
 
     def _maps_matter(self) -> str:
@@ -163,7 +172,7 @@ class _Inspector:
             scores = {self.plain.score}
             for seed in (1, 2):
                 scores.add(self._run([self.frames], [_random_map(self.span, seed)], weighting)[0].score)
-            assert len(scores) == 3, f"{mode}: scores {sorted(scores, key=str)} of no map and two maps"
+            _require(len(scores) == 3, f"{mode}: scores {sorted(scores, key=str)} of no map and two maps")
         return ", ".join(sorted(self.marks))
 
     def _bright_square(self) -> str:
@@ -178,7 +187,7 @@ class _Inspector:
             cells = _spread(rows * columns, _MOST_CELLS)
             for cell, moves in zip(cells, self._moves(cells, self.frames), strict=True):
                 most = cells[int(moves.argmax())]
-                assert most == cell, f"a map that peaks at cell {cell} shows the pixels of cell {most}"
+                _require(most == cell, f"a map that peaks at cell {cell} shows the pixels of cell {most}")
         else:
             cells = [0, columns - 1, (rows - 1) * columns, rows * columns - 1]
             shares = [_shares(self._moves(cells, _noise(self.span, seed))) for seed in range(_LATE_FRAMES)]
@@ -186,7 +195,7 @@ class _Inspector:
             right = float(moves.trace())
             for name, order in _WRONG_ORDERS.items():
                 wrong = float(moves[:, order].trace())
-                assert wrong < right, f"the map seems {name}: {wrong:.3g} against {right:.3g}"
+                _require(wrong < right, f"the map seems {name}: {wrong:.3g} against {right:.3g}")
         return f"cells {', '.join(map(str, cells))} of {rows}x{columns}"
 
     def _tokens(self) -> str:
@@ -198,7 +207,7 @@ class _Inspector:
             (text,) = self._run([self.frames], [_random_map(self.span, 3)], weighting)
             expected = self.prefix + max(1, round(ratio * cells)) + self.captioner.num_extra_tokens
             expected = self.plain.visual_tokens if self.captioner.fixed_tokens else expected
-            assert text.visual_tokens == expected, f"keep {ratio}: {text.visual_tokens} tokens, not {expected}"
+            _require(text.visual_tokens == expected, f"keep {ratio}: {text.visual_tokens} tokens, not {expected}")
             found.append(f"{text.visual_tokens} at {ratio}")
         return f"{self.plain.visual_tokens} whole, {', '.join(found)}"
 
