@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
-from contextlib import ExitStack
-from itertools import count
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import cycle
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.modeling_outputs import BaseModelOutput
 
 from salcap.captioners.family import CaptionerFamily, ClipBatch, Generation
 from salcap.captioners.preprocessing import patch_grid
-from salcap.captioners.visual_tokens import ClipTokens, stack_bias
+from salcap.captioners.visual_tokens import ClipTokens, encode_frames, stack_bias
 from salcap.config import Weighting
 from salcap.weighting.budgets import clip_budget
 
@@ -24,8 +25,8 @@ class GitCaptioner(CaptionerFamily):
     its LayerNorm (which would undo it earlier), "bias" adds to the scores of the visual keys in every text layer.
 
     An image model takes one frame, a video model as many as it has time embeddings: half as many with "zoom", whose
-    two views of a frame take one each; an image model has no "zoom". The vision encoder runs within
-    ``generate``, once for each beam.
+    two views of a frame take one each; an image model has no "zoom". GIT's ``generate`` encodes frame after frame,
+    and all of them again for each beam; pruned frames are encoded before it, together and once.
     """
 
     transformers_class = "GitForCausalLM"
@@ -52,14 +53,14 @@ class GitCaptioner(CaptionerFamily):
         pixels = batch.pixels if self.model.config.num_image_with_embedding else batch.pixels[:, 0]
         plans = self.plan(batch, patch_grid(pixels, vision.image_size, vision.patch_size), num_prefix_tokens=1)
         num_calls = pixels.shape[1] if pixels.ndim == 5 else 1  # of the encoder in a forward: frame after frame
-        times = [-started, self.now_ms()]
         with ExitStack() as hooks:
             # each is removed on leaving, also when generate raises
-            hooks.enter_context(git.image_encoder.register_forward_pre_hook(lambda *_: times.append(-self.now_ms())))
-            hooks.enter_context(git.image_encoder.register_forward_hook(lambda *_: times.append(self.now_ms())))
             if plans[0].prunes:
-                embeddings = git.image_encoder.vision_model.embeddings
-                hooks.enter_context(embeddings.register_forward_hook(_prune_hook(plans)))
+                hooks.enter_context(_encoded_before(git, batch.pixels, plans))
+            times = [-started, self.now_ms()]
+            encoder = git.image_encoder
+            hooks.enter_context(encoder.register_forward_pre_hook(lambda *_: times.append(-self.now_ms())))
+            hooks.enter_context(encoder.register_forward_hook(lambda *_: times.append(self.now_ms())))
             if "scale" in batch.weighting.modes:
                 hooks.enter_context(git.visual_projection.register_forward_hook(_scale_hook(plans)))
             if (bias := stack_bias(plans)) is not None:
@@ -73,14 +74,33 @@ def _by_clip(plans: list[ClipTokens], rows: Tensor) -> zip[tuple[ClipTokens, Ten
     return zip(plans, rows.chunk(len(plans)), strict=True)
 
 
-def _prune_hook(plans: list[ClipTokens]) -> Any:
-    calls = count()  # the encoder is called for one frame after another
+@contextmanager
+def _encoded_before(git: Any, pixels: Tensor, plans: list[ClipTokens]) -> Iterator[None]:
+    """Encode the frames (B, F, 3, h, w) pruned, and let the model find them where it would encode them itself."""
+    encoder = git.image_encoder
 
-    def hook(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
-        frame = next(calls) % len(plans[0].counts)
-        return torch.cat([plan.prune(frame, rows) for plan, rows in _by_clip(plans, output)])
+    def encode(rows: Tensor) -> Tensor:
+        return encoder(rows).last_hidden_state
 
-    return hook
+    tokens = encode_frames(encode, encoder.vision_model.embeddings, pixels, plans)
+    git.image_encoder = _EncodedFrames(tokens.split(plans[0].counts, 1))
+    try:
+        yield
+    finally:
+        git.image_encoder = encoder
+
+
+class _EncodedFrames(nn.Module):
+    """In the place of an encoder that is called for one frame after another: each frame's tokens (B, n, D)."""
+
+    def __init__(self, frames: Sequence[Tensor]) -> None:
+        super().__init__()
+        self._frames = cycle(frames)
+
+    def forward(self, pixels: Tensor, **_: Any) -> BaseModelOutput:
+        tokens = next(self._frames)
+        # beams are neighbours; a copy, to which the model adds the frame's time
+        return BaseModelOutput(last_hidden_state=tokens.repeat_interleave(len(pixels) // len(tokens), 0))
 
 
 def _scale_hook(plans: list[ClipTokens]) -> Any:
