@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from salcap.caption import Caption
     from salcap.config import Weighting
     from salcap.evaluation.captions import score_captions
+    from salcap.evaluation.comparison import compare
     from salcap.frames import Frames
     from salcap.inspection import inspect
     from salcap.pipeline import SaliencyCaptioner
@@ -30,6 +31,7 @@ __all__ = [
     "SaliencyModel",
     "VideoDecodeError",
     "Weighting",
+    "compare",
     "create_saliency",
     "inspect",
     "list_saliency",
@@ -46,6 +48,7 @@ _HOMES = {
     "SaliencyModel": "salcap.saliency",
     "VideoDecodeError": "salcap.video",
     "Weighting": "salcap.config",
+    "compare": "salcap.evaluation.comparison",
     "create_saliency": "salcap.saliency",
     "inspect": "salcap.inspection",
     "list_saliency": "salcap.saliency",

@@ -5,6 +5,7 @@ from salcap.cli import (  # noqa: F401
     benchmark,
     benchmark_captioning,
     caption,
+    compare,
     distill,
     evaluate,
     export,

@@ -9,11 +9,13 @@ import logging
 import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.meteor import meteor as meteor_room
 from pycocoevalcap.rouge.rouge import Rouge
@@ -45,12 +47,23 @@ class ScoreReport:
         reasons: for each None, why.
         per_caption: score name -> id -> that caption's own score.
         tokenizer: what split the captions; None where nothing could.
+        bleu_counts: id -> (10,) what BLEU of a set is made of, by `bleu_of_counts`; empty where it was not scored.
     """
 
     scores: dict[str, float | None]
     reasons: dict[str, str]
     per_caption: dict[str, dict[str, float]]
     tokenizer: str | None
+    bleu_counts: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+
+
+def bleu_of_counts(counts: np.ndarray) -> np.ndarray:
+    """BLEU-1 to 4 (D, 4) of D sets, from the sums or means (D, 10) of their captions' `ScoreReport.bleu_counts`."""
+    correct, guessed, length, reference_length = np.split(counts, (4, 8, 9), axis=1)
+    precisions = np.cumprod((correct + 1e-15) / (guessed + 1e-9), axis=1)
+    ratio = (length + 1e-15) / (reference_length + 1e-9)
+    penalty = np.exp(np.minimum(0.0, 1 - 1 / ratio))
+    return np.asarray(precisions ** (1 / np.arange(1, 5)) * penalty)
 
 
 def score_captions(
@@ -113,7 +126,8 @@ def score_report(
     for reason in dict.fromkeys(reasons[name] for name in missing):
         names = ", ".join(name for name in missing if reasons[name] == reason)
         logger.warning("not scored: %s: %s", names, reason)
-    return ScoreReport(scores, reasons, per_caption, tokenizer)
+    counts = _bleu_counts(truths, texts) if "bleu_4" in per_caption else {}
+    return ScoreReport(scores, reasons, per_caption, tokenizer, counts)
 
 
 def load_references(path: str | Path) -> dict[str, list[str]]:
@@ -227,6 +241,17 @@ _Results = list[tuple[float, Sequence[float]]]  # for each score name: of the wh
 
 def _bleu(truths: _Captions, texts: _Captions, timeout_seconds: float) -> _Results:
     return list(zip(*Bleu(4).compute_score(truths, texts, verbose=0), strict=True))
+
+
+def _bleu_counts(truths: _Captions, texts: _Captions) -> dict[str, np.ndarray]:
+    scorer = BleuScorer(n=4)
+    for key, (text,) in texts.items():
+        scorer += (text, truths[key])
+    counts = {}
+    for key, found in zip(texts, scorer.ctest, strict=True):
+        _, closest = min((abs(length - found["testlen"]), length) for length in found["reflen"])
+        counts[key] = np.array([*found["correct"], *found["guess"], found["testlen"], closest], float)
+    return counts
 
 
 def _rouge_l(truths: _Captions, texts: _Captions, timeout_seconds: float) -> _Results:

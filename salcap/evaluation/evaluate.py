@@ -85,7 +85,7 @@ def evaluate_images(
     results: list[Caption] = []
     for start in range(0, len(items), batch_size):
         options = captioner.read_options
-        stills = [_read_still(item.path, **options) for item in items[start : start + batch_size]]
+        stills = [read_still(item.path, **options) for item in items[start : start + batch_size]]
         results += captioner.caption_batch(stills, num_frames=1, **generation)
         progress(len(stills))
     failed = [f"{item.path}: {r.error}" for item, r in zip(items, results, strict=True) if r.text is None]
@@ -114,7 +114,7 @@ def evaluate_images(
     )
 
 
-def _read_still(path: Path, size: tuple[int, int] | None = None, shortest_side: int | None = None) -> Frames:
+def read_still(path: Path, size: tuple[int, int] | None = None, shortest_side: int | None = None) -> Frames:
     """A photograph as a clip of one frame, brought to the size at which videos are read for the same captioner."""
     with Image.open(path) as image:
         picture = image.convert("RGB")

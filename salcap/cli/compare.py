@@ -1,0 +1,129 @@
+"""``salcap compare``."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from salcap.cli.captioning import Model, Revision
+from salcap.cli.console import AsJson, app, fail, given, number, print_columns, progress_bar, say, wrong_use
+
+if TYPE_CHECKING:
+    from salcap.evaluation.comparison import ComparedArm, Comparison
+
+_SCORES = ("bleu_4", "meteor", "rouge_l", "cider")
+
+
+@app.command()
+def compare(
+    dataset: Annotated[str, typer.Option(help="flickr8k-val, flickr8k-train or captioned-images.")],
+    root: Annotated[Path, typer.Option(help="The data set's folder.")],
+    model: Model = "salcap-mini",
+    revision: Revision = None,
+    saliency: Annotated[
+        str | None, typer.Option(help="Backbones, by commas; default: none, four controls, student and teacher.")
+    ] = None,
+    mode: Annotated[str, typer.Option(help="One or several, by commas.")] = "prune",
+    policy: Annotated[str | None, typer.Option(help="By commas; default: foveate,random,pool.")] = None,
+    keep_ratio: Annotated[str | None, typer.Option(help="By commas; default: 0.25,0.5,1.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Backbone to hold the others against.")] = None,
+    num_frames: Annotated[int | None, typer.Option(min=1)] = None,
+    num_beams: Annotated[int, typer.Option(min=1)] = 3,
+    batch_size: Annotated[int, typer.Option(min=1, help="Clips of an arm's turn.")] = 8,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first clips.")] = None,
+    draws: Annotated[int, typer.Option(min=1, help="Of the bootstrap behind the intervals.")] = 2000,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for comparison.json and comparison.csv.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Caption a data set without saliency, with controls, with student and with teacher: quality and time.
+
+    The arms take turns within one run. Intervals are 95 %, by paired bootstrap over the clips. Exit status 1 if a
+    backbone, a metric or a clip was missing.
+    """
+    from salcap.evaluation import comparison
+
+    if output is not None and output.exists():
+        fail(f"output {output} exists; name another folder")
+    with wrong_use():
+        settings = given(
+            saliency=_split(saliency),
+            policy=_split(policy),
+            keep_ratio=[float(ratio) for ratio in keep_ratio.split(",")] if keep_ratio else None,
+            teacher=teacher,
+        )
+        count = len(comparison.load_dataset(dataset, root)[:limit])
+        with progress_bar(count, "comparing") as advance:
+            result = comparison.compare(
+                dataset,
+                root,
+                model,
+                mode=mode.split(","),
+                limit=limit,
+                batch_size=batch_size,
+                num_frames=num_frames,
+                num_beams=num_beams,
+                draws=draws,
+                revision=revision,
+                device=device,
+                progress=advance,
+                **settings,
+            )
+        if output is not None:
+            output.mkdir(parents=True)
+            (output / "comparison.json").write_text(json.dumps(result.to_dict(), indent=1), encoding="utf-8")
+            with (output / "comparison.csv").open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([_HEADINGS, *(_cells(row) for row in result.rows)])
+    if as_json:
+        print(json.dumps(result.to_dict()))
+    else:
+        _print(result)
+    for name, why in {**result.missing, **result.missing_scores}.items():
+        say(f"missing: {name}: {why}")
+    for key, why in result.failures.items():
+        say(f"error: {key}: {why}")
+    if result.missing or result.missing_scores or result.failures:
+        raise typer.Exit(1)
+
+
+_HEADINGS = (
+    *("arm", "tokens", *_SCORES),
+    *(f"CIDEr - {baseline}" for baseline in ("none", "teacher", "random", "pool")),
+    *("total ms", "p95", "saved", "peak MiB"),
+)
+
+
+def _print(result: Comparison) -> None:
+    print(
+        f"{result.num_clips} clips of {result.dataset} by {result.model} on {result.device} in {result.dtype},"
+        f" {result.threads} threads; differences with their 95 % interval, {result.draws} draws."
+    )
+    print_columns(_HEADINGS, [_cells(row) for row in result.rows])
+    for row in result.rows:
+        for baseline, words in row.verdicts.items():
+            print(f"{row.arm.name} against {baseline}: {words}")
+
+
+def _cells(row: ComparedArm) -> tuple[str, ...]:
+    differences = []
+    for baseline in ("none", "teacher", "random", "pool"):
+        found = row.against.get(baseline, {}).get("cider")
+        differences.append("" if found is None else f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]")
+    return (
+        row.arm.name,
+        f"{row.visual_tokens:g}",
+        *(number(row.scores[name]) for name in _SCORES),
+        *differences,
+        f"{row.ms['total']['p50']:.1f}",
+        f"{row.ms['total']['p95']:.1f}",
+        f"{row.time_saved:.1%}",
+        "-" if row.peak_memory_mib is None else f"{row.peak_memory_mib:.0f}",
+    )
+
+
+def _split(names: str | None) -> list[str] | None:
+    return None if names is None else names.split(",")

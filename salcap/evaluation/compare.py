@@ -1,0 +1,213 @@
+"""Captioning without saliency, with controls, with student and with teacher maps, on the same clips in one run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from salcap.caption import Caption
+from salcap.evaluation.instruments import peak_rise_mib
+from salcap.frames import Frames
+from salcap.pipeline import SaliencyCaptioner
+from salcap.saliency import SaliencyModel, create_saliency
+from salcap.saliency.model import FramesLike
+
+CONTROLS = ("random", "pool")  # policies that look at no map
+
+Reader = Callable[..., Frames]  # takes `read_frames`' options for the size
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of captioning.
+
+    Attributes:
+        saliency: backbone; None where no map is looked at.
+        policy: None where the mode does not prune.
+    """
+
+    saliency: str | None = None
+    mode: str = "none"
+    policy: str | None = None
+    keep_ratio: float = 1.0
+
+    @property
+    def name(self) -> str:
+        how = self.mode if self.policy is None else f"{self.policy} {self.keep_ratio:g}"
+        if self.policy is not None and self.mode != "prune":
+            how = f"{self.mode} {how}"
+        return how if self.saliency is None else f"{self.saliency} {how}"
+
+    @property
+    def is_control(self) -> bool:
+        return self.mode == "prune" and self.policy in CONTROLS
+
+
+NONE = Arm()
+
+
+@dataclass(frozen=True)
+class ArmRun:
+    """What an arm did.
+
+    Attributes:
+        captions: id -> what came of each clip that all arms could caption.
+        peak_memory_mib: rise within the first batch; None where the system does not tell.
+    """
+
+    captions: dict[str, Caption]
+    peak_memory_mib: float | None
+
+
+def list_arms(
+    saliency: Sequence[str], mode: Sequence[str], policy: Sequence[str], keep_ratio: Sequence[float]
+) -> list[Arm]:
+    """The combinations that can differ in what they caption; the first is always "none".
+
+    A control looks at no map, so there is one arm for each keep ratio. Mode "prune" with a keep ratio of 1 is "none".
+    """
+    backbones = [name for name in saliency if name != "none"]
+    arms = [NONE]
+    for way in mode:
+        if "prune" not in way.split("+"):
+            arms += [Arm(name, way) for name in backbones if way != "none"]
+            continue
+        for kept in keep_ratio:
+            for choice in policy:
+                if way == "prune" and kept == 1:
+                    continue
+                blind = way == "prune" and choice in CONTROLS
+                arms += [Arm(name, way, choice, kept) for name in ([None] if blind else backbones)]
+    return list(dict.fromkeys(arms))
+
+
+def run_arms(
+    captioner: SaliencyCaptioner,
+    arms: Sequence[Arm],
+    backbones: Mapping[str, SaliencyModel],
+    clips: Iterable[tuple[str, Reader]],
+    *,
+    batch_size: int = 8,
+    num_frames: int | None = None,
+    progress: Callable[[int], object] = lambda done: None,
+    **generation: Any,
+) -> tuple[dict[Arm, ArmRun], dict[str, str]]:
+    """Caption every clip in every arm; batch by batch the arms take turns, so that what else the machine does hits all.
+
+    A clip is read once. A backbone's maps of it are made once, and their time counts for each arm that uses them.
+
+    Args:
+        captioner: has the settings that arms do not name (strength, zoom, seed, ...).
+        backbones: those that the arms name.
+        clips: id, and what reads it.
+        num_frames: see `SaliencyCaptioner.caption`.
+        progress: called with the number of clips just done.
+        generation: keyword arguments of ``transformers``' generate.
+
+    Returns:
+        The arms' runs, and id -> reason for clips that could not be read, or not captioned in some arm.
+
+    Raises:
+        ValueError: settings that the captioner refuses.
+    """
+    device = captioner.saliency.device
+    maps = {name: _Remembering(backbone.to(device)) for name, backbone in backbones.items()}
+    no_map = _Remembering(create_saliency("uniform").to(device))
+    pipelines = {arm: _pipeline(captioner, arm, maps[arm.saliency] if arm.saliency else no_map) for arm in arms}
+    request = {"num_frames": num_frames, **generation}
+    captions: dict[Arm, dict[str, Caption]] = {arm: {} for arm in arms}
+    failures: dict[str, str] = {}
+    peaks: dict[Arm, float | None] = {}
+    left, arms = iter(clips), list(arms)
+    while batch := [_Clip(key, read) for key, read in islice(left, batch_size)]:
+        readable = [clip for clip in batch if clip.can_be_read(pipelines.values(), failures)]
+        if readable and not peaks:  # this warms up as well
+            for arm, pipeline in pipelines.items():
+                peaks[arm] = peak_rise_mib(partial(_caption, pipeline, readable, request), device)
+                pipeline.saliency.forget()  # type: ignore[operator]
+        for arm in arms if readable else ():
+            for clip, result in zip(readable, _caption(pipelines[arm], readable, request), strict=True):
+                captions[arm][clip.key] = result
+                if result.text is None:
+                    failures.setdefault(clip.key, f"{arm.name}: {result.error}")
+        arms = [*arms[1:], arms[0]]
+        for pipeline in pipelines.values():
+            pipeline.saliency.forget()  # type: ignore[operator]
+        progress(len(batch))
+    runs = {
+        arm: ArmRun({key: c for key, c in captions[arm].items() if key not in failures}, peaks.get(arm))
+        for arm in pipelines
+    }
+    return runs, failures
+
+
+def _pipeline(captioner: SaliencyCaptioner, arm: Arm, maps: SaliencyModel) -> SaliencyCaptioner:
+    options: dict[str, Any] = {"mode": arm.mode}
+    if arm.policy is not None:
+        options |= {"policy": arm.policy, "keep_ratio": arm.keep_ratio}
+    weighted = captioner.with_weighting(**options)
+    return SaliencyCaptioner(weighted.captioner, maps, weighted.weighting)
+
+
+def _caption(pipeline: SaliencyCaptioner, clips: Sequence[_Clip], request: Mapping[str, Any]) -> list[Caption]:
+    frames = [clip.frames(pipeline) for clip in clips]
+    results = pipeline.caption_batch(frames, **request)
+    if pipeline.weighting.mode != "none":
+        for clip, result in zip(frames, results, strict=True):
+            if result.error is None:
+                result.timings["saliency_ms"] = pipeline.saliency.made_ms(clip)  # type: ignore[operator]
+    return results
+
+
+class _Clip:
+    """A clip that is read once for all pipelines that want it in one size."""
+
+    def __init__(self, key: str, read: Reader) -> None:
+        self.key, self._read = key, read
+        self._frames: dict[str, Frames] = {}
+
+    def frames(self, pipeline: SaliencyCaptioner) -> Frames:
+        options = pipeline.read_options
+        if str(options) not in self._frames:
+            self._frames[str(options)] = replace(self._read(**options), source=self.key)
+        return self._frames[str(options)]
+
+    def can_be_read(self, pipelines: Iterable[SaliencyCaptioner], failures: dict[str, str]) -> bool:
+        """Read it; else add the reason to ``failures``."""
+        try:
+            for pipeline in pipelines:
+                self.frames(pipeline)
+        except Exception as error:  # whatever a reader raises concerns this clip only
+            failures[self.key] = str(error) or type(error).__name__
+        return self.key not in failures
+
+
+class _Remembering(SaliencyModel):
+    """A backbone that makes the maps of frames once, and tells how long that took."""
+
+    def __init__(self, backbone: SaliencyModel) -> None:
+        super().__init__()
+        self.backbone, self.name = backbone, backbone.name
+        self._made: dict[tuple[str | None, torch.Size], tuple[Tensor, float]] = {}
+
+    def predict(self, frames: FramesLike, size: tuple[int, int] | Literal["native"] | None = None) -> Tensor:
+        assert isinstance(frames, Frames)
+        key = frames.source, frames.pixels.shape
+        if key not in self._made:
+            started = time.perf_counter()
+            maps = self.backbone.predict(frames, size)
+            self._made[key] = maps, (time.perf_counter() - started) * 1000
+        return self._made[key][0]
+
+    def made_ms(self, frames: Frames) -> float:
+        return self._made[frames.source, frames.pixels.shape][1]
+
+    def forget(self) -> None:
+        self._made.clear()

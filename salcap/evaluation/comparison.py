@@ -1,0 +1,260 @@
+"""`salcap.compare`: what the arms of a comparison came to, against each other."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from salcap.evaluation.bootstrap import DRAWS, Difference, paired_bootstrap
+from salcap.evaluation.captions import NOT_ASKED, SCORES, ScoreReport, bleu_of_counts, score_report
+from salcap.evaluation.compare import CONTROLS, NONE, Arm, ArmRun, list_arms, run_arms
+from salcap.evaluation.evaluate import load_dataset, read_still
+from salcap.evaluation.instruments import percentiles
+from salcap.pipeline import SaliencyCaptioner
+from salcap.saliency import SaliencyModel, create_saliency
+
+SALIENCY = ("none", "uniform", "random", "center", "spectral_residual", "uva_net", "attention_center")
+POLICIES = ("foveate", *CONTROLS)
+KEEP_RATIOS = (0.25, 0.5, 1.0)
+TEACHER = "attention_center"
+
+
+@dataclass(frozen=True)
+class ComparedArm:
+    """One row.
+
+    Attributes:
+        visual_tokens: mean over the clips.
+        scores: of the whole set, of `salcap.evaluation.captions.SCORES`.
+        against: baseline -> score -> how far this arm is from that baseline's; the baselines are "none", "teacher" (the
+            arm with its maps and else the same settings; for a control with the first policy that looks at maps), and
+            the controls "random" and "pool" of the same keep ratio.
+        verdicts: baseline -> what that says, in words.
+        ms: stage -> {"p50", "p95"} over the clips; "total" leaves reading out.
+        time_saved: 1 - the median over the clips of the total over that of the arm "none".
+        peak_memory_mib: rise within one batch; None where the system does not tell.
+    """
+
+    arm: Arm
+    visual_tokens: float
+    scores: dict[str, float | None]
+    against: dict[str, dict[str, Difference]]
+    verdicts: dict[str, str]
+    ms: dict[str, dict[str, float]]
+    time_saved: float
+    peak_memory_mib: float | None
+    captions: dict[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All rows of a run.
+
+    Attributes:
+        failures: id -> why a clip is in no row.
+        missing: backbone -> why it is in no row.
+        missing_scores: score -> why it could not be computed.
+        draws: of the paired bootstrap behind each interval.
+    """
+
+    dataset: str
+    model: str
+    num_clips: int
+    teacher: str
+    device: str
+    dtype: str
+    threads: int
+    draws: int
+    rows: list[ComparedArm]
+    failures: dict[str, str]
+    missing: dict[str, str]
+    missing_scores: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def compare(
+    dataset: str,
+    root: str | Path,
+    model: Any = "salcap-mini",
+    processor: Any = None,
+    *,
+    saliency: Sequence[str] = SALIENCY,
+    mode: Sequence[str] = ("prune",),
+    policy: Sequence[str] = POLICIES,
+    keep_ratio: Sequence[float] = KEEP_RATIOS,
+    teacher: str = TEACHER,
+    limit: int | None = None,
+    batch_size: int = 8,
+    num_frames: int | None = None,
+    draws: int = DRAWS,
+    revision: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    progress: Callable[[int], object] = lambda done: None,
+    **generation: Any,
+) -> Comparison:
+    """Caption a data set in every combination of the settings, in turns, and compare quality and time.
+
+    Args:
+        dataset, root: see `salcap.evaluation.evaluate.load_dataset`.
+        model, processor, revision, device, dtype: see `SaliencyCaptioner.from_pretrained`.
+        saliency: registered backbones; one whose weights are not here is reported in ``missing``.
+        mode, policy, keep_ratio: see `Weighting`; combined as `salcap.evaluation.compare.list_arms` says.
+        teacher: the backbone that the others are held against.
+        limit: only the first clips.
+        batch_size: clips that an arm captions together before the next arm's turn.
+        draws: of the bootstrap.
+        progress: called with the number of clips just done.
+        generation: keyword arguments of ``transformers``' generate.
+
+    Raises:
+        ValueError: an unknown name, settings that the model refuses, or no clip that could be captioned.
+    """
+    items = load_dataset(dataset, root)[:limit]
+    captioner = SaliencyCaptioner.from_pretrained(
+        model, processor, saliency="uniform", mode="none", revision=revision, device=device, dtype=dtype
+    )
+    backbones, missing = _load(saliency)
+    arms = list_arms(["none", *backbones], mode, policy, keep_ratio)
+    clips = [(item.image_id, partial(read_still, item.path)) for item in items]
+    runs, failures = run_arms(
+        captioner,
+        arms,
+        backbones,
+        clips,
+        batch_size=batch_size,
+        num_frames=num_frames,
+        progress=progress,
+        **generation,
+    )
+    references = {item.image_id: list(item.captions) for item in items}
+    rows, missing_scores = judge(runs, references, teacher, draws)
+    network = captioner.captioner.model  # type: ignore[attr-defined]
+    return Comparison(
+        dataset=dataset,
+        model=captioner.captioner.name,
+        num_clips=len(rows[0].captions),
+        teacher=teacher,
+        device=str(network.device),
+        dtype=str(network.dtype).removeprefix("torch."),
+        threads=torch.get_num_threads(),
+        draws=draws,
+        rows=rows,
+        failures=failures,
+        missing=missing,
+        missing_scores=missing_scores,
+    )
+
+
+def judge(
+    runs: Mapping[Arm, ArmRun], references: Mapping[str, list[str]], teacher: str = TEACHER, draws: int = DRAWS
+) -> tuple[list[ComparedArm], dict[str, str]]:
+    """Score the arms, one of which is "none", and hold each against its baselines.
+
+    Args:
+        runs: with captions of the same clips.
+        references: id -> what people wrote; ids without caption are left out.
+
+    Returns:
+        The rows, and score -> reason where a metric could not run.
+
+    Raises:
+        ValueError: no clip was captioned.
+    """
+    keys = list(runs[NONE].captions)
+    if not keys:
+        raise ValueError("no clip could be captioned in all arms")
+    truths = {key: references[key] for key in keys}
+    texts = {arm: {key: str(run.captions[key].text) for key in keys} for arm, run in runs.items()}
+    reports = {arm: score_report(truths, texts[arm]) for arm in runs}
+    rows = []
+    for arm, run in runs.items():
+        against = {
+            name: _differences(reports[arm], reports[other], keys, draws)
+            for name, other in _baselines(arm, runs, teacher).items()
+        }
+        captions = [run.captions[key] for key in keys]
+        stages = [_stages(caption.timings) for caption in captions]
+        plain = [_stages(runs[NONE].captions[key].timings)["total"] for key in keys]
+        shares = [ms["total"] / other for ms, other in zip(stages, plain, strict=True)]
+        rows.append(
+            ComparedArm(
+                arm=arm,
+                visual_tokens=float(np.mean([caption.visual_tokens for caption in captions])),
+                scores=reports[arm].scores,
+                against=against,
+                verdicts={name: verdict(found) for name, found in against.items()},
+                ms={stage: percentiles([ms.get(stage, 0.0) for ms in stages]) for stage in stages[0]},
+                time_saved=1 - statistics.median(shares),
+                peak_memory_mib=run.peak_memory_mib,
+                captions=texts[arm],
+            )
+        )
+    return rows, {n: why for r in reports.values() for n, why in r.reasons.items() if why != NOT_ASKED}
+
+
+def verdict(differences: Mapping[str, Difference]) -> str:
+    """Which scores are better or worse than chance explains, in words."""
+    found = {
+        word: [name for name, d in differences.items() if d.is_significant and (d.value > 0) == (word == "better")]
+        for word in ("better", "worse")
+    }
+    parts = [f"{word}: {', '.join(names)}" for word, names in found.items() if names]
+    return "; ".join(parts) or "no significant difference"
+
+
+def _load(names: Iterable[str]) -> tuple[dict[str, SaliencyModel], dict[str, str]]:
+    backbones, missing = {}, {}
+    for name in names:
+        if name != "none":
+            try:
+                backbones[name] = create_saliency(name)
+            except (ImportError, OSError) as error:
+                missing[name] = str(error)
+    return backbones, missing
+
+
+def _baselines(arm: Arm, arms: Iterable[Arm], teacher: str) -> dict[str, Arm]:
+    """Baseline -> the arm that this one is held against."""
+    found = {"none": NONE}
+    for other in arms:
+        alike = (other.mode, other.keep_ratio) == (arm.mode, arm.keep_ratio)
+        if other.is_control and other.keep_ratio == arm.keep_ratio:
+            found[str(other.policy)] = other
+        elif other.saliency == teacher and alike and (arm.is_control or other.policy == arm.policy):
+            found.setdefault("teacher", other)
+    return {name: other for name, other in found.items() if other != arm}
+
+
+def _differences(ours: ScoreReport, theirs: ScoreReport, keys: Sequence[str], draws: int) -> dict[str, Difference]:
+    """By score; METEOR's is of the mean over the clips, which is close to the score of the set but not the same."""
+    found: dict[str, Difference] = {}
+    for name in SCORES:
+        if name not in ours.per_caption or name not in theirs.per_caption:
+            continue
+        is_bleu = name.startswith("bleu")
+        values: list[np.ndarray] = []
+        for report in (ours, theirs):
+            per_clip: Mapping[str, Any] = report.bleu_counts if is_bleu else report.per_caption[name]
+            values.append(np.array([per_clip[key] for key in keys]))
+        score = partial(_bleu, int(name[-1])) if is_bleu else None
+        found[name] = paired_bootstrap(values[0], values[1], score, draws)
+    return found
+
+
+def _bleu(order: int, counts: np.ndarray) -> np.ndarray:
+    return bleu_of_counts(counts)[:, order - 1]
+
+
+def _stages(timings: Mapping[str, float]) -> dict[str, float]:
+    ms = {stage.removesuffix("_ms"): value for stage, value in timings.items() if stage != "read_ms"}
+    return ms | {"total": sum(ms.values())}
