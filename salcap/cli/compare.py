@@ -35,6 +35,7 @@ def compare(
     num_beams: Annotated[int, typer.Option(min=1)] = 3,
     batch_size: Annotated[int, typer.Option(min=1, help="Clips of an arm's turn.")] = 8,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first clips.")] = None,
+    metrics: Annotated[str | None, typer.Option(help="By commas; default: bleu,meteor,rouge_l,cider.")] = None,
     draws: Annotated[int, typer.Option(min=1, help="Of the bootstrap behind the intervals.")] = 2000,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for comparison.json and comparison.csv.")] = None,
@@ -55,6 +56,7 @@ def compare(
             policy=_split(policy),
             keep_ratio=[float(ratio) for ratio in keep_ratio.split(",")] if keep_ratio else None,
             teacher=teacher,
+            metrics=_split(metrics),
         )
         count = len(comparison.load_dataset(dataset, root)[:limit])
         with progress_bar(count, "comparing") as advance:

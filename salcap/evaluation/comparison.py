@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from salcap.evaluation.bootstrap import DRAWS, Difference, paired_bootstrap
-from salcap.evaluation.captions import NOT_ASKED, SCORES, ScoreReport, bleu_of_counts, score_report
+from salcap.evaluation.captions import DEFAULT_METRICS, NOT_ASKED, SCORES, ScoreReport, bleu_of_counts, score_report
 from salcap.evaluation.compare import CONTROLS, NONE, Arm, ArmRun, list_arms, run_arms
 from salcap.evaluation.evaluate import load_dataset, read_still
 from salcap.evaluation.instruments import percentiles
@@ -95,6 +95,7 @@ def compare(
     limit: int | None = None,
     batch_size: int = 8,
     num_frames: int | None = None,
+    metrics: Sequence[str] = DEFAULT_METRICS,
     draws: int = DRAWS,
     revision: str | None = None,
     device: str | torch.device | None = None,
@@ -112,6 +113,7 @@ def compare(
         teacher: the backbone that the others are held against.
         limit: only the first clips.
         batch_size: clips that an arm captions together before the next arm's turn.
+        metrics: see `salcap.score_captions`.
         draws: of the bootstrap.
         progress: called with the number of clips just done.
         generation: keyword arguments of ``transformers``' generate.
@@ -137,7 +139,7 @@ def compare(
         **generation,
     )
     references = {item.image_id: list(item.captions) for item in items}
-    rows, missing_scores = judge(runs, references, teacher, draws)
+    rows, missing_scores = judge(runs, references, teacher, metrics, draws)
     network = captioner.captioner.model  # type: ignore[attr-defined]
     return Comparison(
         dataset=dataset,
@@ -156,7 +158,11 @@ def compare(
 
 
 def judge(
-    runs: Mapping[Arm, ArmRun], references: Mapping[str, list[str]], teacher: str = TEACHER, draws: int = DRAWS
+    runs: Mapping[Arm, ArmRun],
+    references: Mapping[str, list[str]],
+    teacher: str = TEACHER,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    draws: int = DRAWS,
 ) -> tuple[list[ComparedArm], dict[str, str]]:
     """Score the arms, one of which is "none", and hold each against its baselines.
 
@@ -175,7 +181,7 @@ def judge(
         raise ValueError("no clip could be captioned in all arms")
     truths = {key: references[key] for key in keys}
     texts = {arm: {key: str(run.captions[key].text) for key in keys} for arm, run in runs.items()}
-    reports = {arm: score_report(truths, texts[arm]) for arm in runs}
+    reports = {arm: score_report(truths, texts[arm], metrics) for arm in runs}
     rows = []
     for arm, run in runs.items():
         against = {
