@@ -155,10 +155,10 @@ _WITHIN_TOKEN = str.maketrans({" ": "\xa0", "\xad": "", "(": "-lrb-", ")": "-rrb
 _SPELLINGS = (
     "-lrb- ( -rrb- ) -lsb- [ -rsb- ] -lcb- { -rcb- } `` “«\x93 '' ”»\x94 ` ‘‛‹\x91 ' ’›\x92 -- –—―\x96\x97 ... … "
     "$ €¤₠\x80 # £ cents ¢ - \xad 1/4 ¼ 1/2 ½ 3/4 ¾ 1/3 ⅓ 2/3 ⅔"
-).split(" ")
+)
 _RESPELLED = {
     character: [spelling]
-    for spelling, characters in zip(_SPELLINGS[::2], _SPELLINGS[1::2], strict=True)
+    for spelling, characters in zip(_SPELLINGS.split(" ")[::2], _SPELLINGS.split(" ")[1::2], strict=True)
     for character in characters
 }
 # symbols that are tokens of their own
