@@ -45,7 +45,9 @@ def examine() -> dict[str, Any]:
     if torchvision:
         problems.append(torchvision)
     if java is None:
-        problems.append("no Java: caption scores need it (any Java from 8 on); captioning does not")
+        problems.append(
+            "no Java: METEOR and SPICE need it (any Java from 8 on); captioning and the other scores do not"
+        )
     if not weights:
         problems.append("the bundled weights are missing or not whole: reinstall salcap")
     return {

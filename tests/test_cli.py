@@ -173,7 +173,28 @@ def test_score(tmp_path, java):
     (tmp_path / "c.json").write_text(json.dumps({key: texts[0] for key, texts in references.items()}))
     result = run("score", "--references", tmp_path / "r.json", "--candidates", tmp_path / "c.json", "--json")
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["bleu_1"] == pytest.approx(1.0, abs=1e-6)
+    scores = json.loads(result.stdout)
+    assert scores["bleu_1"] == pytest.approx(1.0, abs=1e-6)
+    assert scores["reasons"] == {}
+    assert "Stanford" in scores["tokenizer"]
+
+
+def test_score_without_java(tmp_path, monkeypatch):
+    (tmp_path / "r.json").write_text(
+        json.dumps({"v1": ["A dog runs."], "v2": ["two men play chess", "men at a table"]})
+    )
+    (tmp_path / "c.json").write_text(json.dumps({"v1": "a dog runs", "v2": "men at a table"}))
+    monkeypatch.setenv("PATH", "/nowhere")
+    command = ("score", "--references", tmp_path / "r.json", "--candidates", tmp_path / "c.json", "--json")
+    result = run(*command)
+    assert result.exit_code == 1
+    scores = json.loads(result.stdout)
+    assert scores["bleu_1"] == pytest.approx(1.0, abs=1e-6)
+    assert scores["meteor"] is None
+    assert "no java on PATH" in scores["reasons"]["meteor"]
+    assert "Python" in scores["tokenizer"]
+    assert json.loads(run(*command, "--tokenizer", "java").stdout)["bleu_1"] is None
+    assert run(*command, "--tokenizer", "nltk").exit_code == 2
 
 
 def test_evaluate(folder, tmp_path, java, shared):

@@ -136,7 +136,7 @@ def test_cider_is_null_where_it_is_undefined(references: dict[str, list[str]], m
 def test_tokenizer_keeps_lines_and_writes_nothing_beside_its_jar(tmp_path: Path, java: str) -> None:
     folder = tmp_path / "a folder: with spaces"
     folder.mkdir()
-    jar = shutil.copy(scoring._PTB_JAR, folder / scoring._PTB_JAR.name)
+    jar = shutil.copy(scoring.PTB_JAR, folder / scoring.PTB_JAR.name)
     captions = ["A man's (red) dóg…", "", "x\ny\r\nz\x0b\x85\u2028w", "\ud800 lone", "100% <b>of</b> it 😀", "the end"]
     lines = ptb_tokenize(captions, jar, 60)
     assert lines[0] == ["a", "man", "'s", "-lrb-", "red", "-rrb-", "dóg", "..."]
@@ -147,16 +147,40 @@ def test_tokenizer_keeps_lines_and_writes_nothing_beside_its_jar(tmp_path: Path,
     assert list(folder.iterdir()) == [jar]
 
 
-def test_without_java_scores_are_null_with_the_reason(
+@pytest.mark.parametrize("name", ["ds235_blip.json.gz", "ds235_git.json.gz"])
+def test_stored_sets_without_java(name: str, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    folder = shared / "data" / "scorer"
+    report = score_report(load_references(folder / name), load_candidates(folder / name))
+    expected = json.loads((folder / "expected.json").read_text())[name]
+    scores = {EXPECTED_NAMES[key]: report.scores[key] for key in EXPECTED_NAMES}
+    assert scores == pytest.approx(expected, abs=1e-6)
+    assert report.scores["meteor"] is None
+    assert "no java on PATH" in report.reasons["meteor"]
+
+
+def test_without_java_what_needs_it_is_null_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    report = score_report(REFERENCES, CANDIDATES)
+    report = score_report(REFERENCES, CANDIDATES, scoring.METRICS)
+    assert {name for name, score in report.scores.items() if score is None} == {"meteor", "spice"}
+    assert report.scores["bleu_1"] == pytest.approx(0.627536, abs=1e-6)
+    assert report.tokenizer == scoring.TOKENIZERS["python"]
+    (record,) = caplog.records
+    assert record.message.startswith("not scored: meteor, spice: no tokens: no java on PATH")
+    report = score_report(REFERENCES, CANDIDATES, tokenizer="java")
     assert set(report.scores.values()) == {None}
     assert report.tokenizer is None
-    assert all("no java on PATH" in report.reasons[name] for name in report.scores if name != "spice")
-    (record,) = caplog.records
-    assert record.message.startswith("not scored: bleu_1, bleu_2, bleu_3, bleu_4, meteor, rouge_l, cider: no PTB")
+
+
+def test_meteor_gets_java_tokens_whatever_splits_the_rest(java: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_java = score_report(REFERENCES, CANDIDATES)
+    monkeypatch.setattr(scoring.ptb, "tokenize", lambda caption: ["x"])
+    by_python = score_report(REFERENCES, CANDIDATES, tokenizer="python")
+    assert by_python.scores["meteor"] == by_java.scores["meteor"]
+    assert by_python.scores["bleu_1"] == pytest.approx(1.0, abs=1e-6)
+    assert [report.tokenizer for report in (by_java, by_python)] == list(scoring.TOKENIZERS.values())
 
 
 @pytest.mark.parametrize(
@@ -249,6 +273,11 @@ def test_faulty_captions_fail_before_any_work(references, candidates, message, m
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ValueError, match=message):
         score_captions(references, candidates)
+
+
+def test_unknown_tokenizer_fails() -> None:
+    with pytest.raises(ValueError, match="unknown tokenizer 'nltk', allowed: auto, java, python"):
+        score_captions(REFERENCES, CANDIDATES, tokenizer="nltk")
 
 
 def test_unknown_metric_fails() -> None:

@@ -26,18 +26,22 @@ _ONLY = {
 def score(
     references: Annotated[Path, typer.Option(help="JSON: {id: [caption, ...]}, also .json.gz.")],
     candidates: Annotated[Path, typer.Option(help="JSON: {id: caption}, also .json.gz.")],
+    tokenizer: Annotated[
+        str, typer.Option(help="java, python (BLEU, ROUGE-L and CIDEr without Java), or auto: java if it is there.")
+    ] = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Score captions against references: BLEU, METEOR, ROUGE-L, CIDEr; exit status 1 if one of them could not run."""
     from salcap.evaluation.captions import NOT_ASKED, load_candidates, load_references, score_report
 
     with wrong_use():
-        report = score_report(load_references(references), load_candidates(candidates))
+        report = score_report(load_references(references), load_candidates(candidates), tokenizer=tokenizer)
+    missing = {name: why for name, why in report.reasons.items() if why != NOT_ASKED}
     if as_json:
-        print(json.dumps(report.scores))
+        print(json.dumps({**report.scores, "reasons": missing, "tokenizer": report.tokenizer}))
     else:
         print_table(("metric", "score"), [(name, number(value)) for name, value in report.scores.items()])
-    missing = {name: why for name, why in report.reasons.items() if why != NOT_ASKED}
+        say(f"tokenizer: {report.tokenizer}")
     for name, why in missing.items():
         say(f"{name}: {why}")
     if missing:

@@ -7,6 +7,7 @@ import gzip
 import json
 import logging
 import math
+import shutil
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,18 +23,22 @@ from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.spice import spice as spice_room
 from pycocoevalcap.tokenizer import ptbtokenizer as ptb_room
 
+from salcap.evaluation import ptb
 from salcap.evaluation.java import MetricError, meteor, ptb_tokenize, spice
 
 METRICS = ("bleu", "meteor", "rouge_l", "cider", "spice")
 DEFAULT_METRICS = ("bleu", "meteor", "rouge_l", "cider")
 SCORES = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "cider", "spice")
 NOT_ASKED = "not asked for"  # the reason of a score whose metric was left out
-TOKENIZER = "PTBTokenizer of Stanford CoreNLP 3.4.1, lower case, punctuation removed"
+TOKENIZERS = {
+    "java": "PTBTokenizer of Stanford CoreNLP 3.4.1, lower case, punctuation removed",
+    "python": "salcap's Python rules after PTBTokenizer of Stanford CoreNLP 3.4.1, lower case, punctuation removed",
+}
 
-_PTB_JAR = Path(ptb_room.__file__).parent / ptb_room.STANFORD_CORENLP_3_4_1_JAR
+PTB_JAR = Path(ptb_room.__file__).parent / ptb_room.STANFORD_CORENLP_3_4_1_JAR
 _METEOR_JAR = Path(meteor_room.__file__).parent / meteor_room.METEOR_JAR
 _SPICE_JAR = Path(spice_room.__file__).parent / spice_room.SPICE_JAR
-_PUNCTUATION = frozenset(ptb_room.PUNCTUATIONS)
+PUNCTUATION = frozenset(ptb_room.PUNCTUATIONS)
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +51,7 @@ class ScoreReport:
         scores: every name of `SCORES` -> the score of the whole set (0 to 1; CIDEr 0 to 10), None where there is none.
         reasons: for each None, why.
         per_caption: score name -> id -> that caption's own score.
-        tokenizer: what split the captions; None where nothing could.
+        tokenizer: what split the captions, of `TOKENIZERS`' values; None where nothing could.
         bleu_counts: id -> (10,) what BLEU of a set is made of, by `bleu_of_counts`; empty where it was not scored.
     """
 
@@ -71,6 +76,7 @@ def score_captions(
     candidates: Mapping[str, str],
     metrics: Iterable[str] = DEFAULT_METRICS,
     *,
+    tokenizer: str = "auto",
     timeout_seconds: float = 600.0,
 ) -> dict[str, float | None]:
     """Score captions as the COCO caption evaluation does, tokenised once for all metrics.
@@ -78,7 +84,10 @@ def score_captions(
     Args:
         references: id -> what people wrote (the ground truth), at least one caption each.
         candidates: id -> the caption to score; the same ids.
-        metrics: of `METRICS`; SPICE needs models that do not come with pycocoevalcap.
+        metrics: of `METRICS`; METEOR and SPICE need Java, SPICE also models that do not come with pycocoevalcap.
+        tokenizer: what splits the captions for BLEU, ROUGE-L and CIDEr: "java", "python" (needs no Java; equal on all
+            but about one caption in 100,000), or "auto": "java" where there is one on PATH, else "python". METEOR and
+            SPICE always get Java's tokens.
         timeout_seconds: limit for each Java program (tokenizer, METEOR, SPICE).
 
     Returns:
@@ -87,9 +96,10 @@ def score_captions(
 
     Raises:
         ValueError: no captions, ids that differ, an id without reference, a caption that is no string, or an unknown
-            metric. An empty caption is allowed.
+            metric or tokenizer. An empty caption is allowed.
     """
-    return score_report(references, candidates, metrics, timeout_seconds=timeout_seconds).scores
+    report = score_report(references, candidates, metrics, tokenizer=tokenizer, timeout_seconds=timeout_seconds)
+    return report.scores
 
 
 def score_report(
@@ -97,23 +107,29 @@ def score_report(
     candidates: Mapping[str, str],
     metrics: Iterable[str] = DEFAULT_METRICS,
     *,
+    tokenizer: str = "auto",
     timeout_seconds: float = 600.0,
 ) -> ScoreReport:
     """`score_captions` with the reason for every score that is missing, and with each caption's own scores."""
     asked = _check_metrics(metrics)
+    chosen = _choose_tokenizer(tokenizer)
     truths, texts = _check_captions(references, candidates)
     reasons = {name: NOT_ASKED for metric in METRICS if metric not in asked for name in _NAMES[metric]}
     scores: dict[str, float | None] = dict.fromkeys(SCORES)
     per_caption: dict[str, dict[str, float]] = {}
-    try:
-        truths, texts = _tokenize(truths, texts, timeout_seconds)
-        tokenizer = TOKENIZER
-    except MetricError as error:
-        tokenizer = None
-        reasons |= dict.fromkeys((name for metric in asked for name in _NAMES[metric]), f"no PTB tokenizer: {error}")
-    for metric in asked if tokenizer else ():
+    tokenizer_of = {metric: "java" if metric in _JAVA_METRICS else chosen for metric in asked}
+    tokens: dict[str, tuple[_Captions, _Captions]] = {}
+    for kind in dict.fromkeys(tokenizer_of.values()):
         try:
-            results = _SCORERS[metric](truths, texts, timeout_seconds)
+            tokens[kind] = _tokenize(truths, texts, kind, timeout_seconds)
+        except MetricError as error:
+            without = [name for metric in asked if tokenizer_of[metric] == kind for name in _NAMES[metric]]
+            reasons |= dict.fromkeys(without, f"no tokens: {error}")
+    for metric in asked:
+        if tokenizer_of[metric] not in tokens:
+            continue
+        try:
+            results = _SCORERS[metric](*tokens[tokenizer_of[metric]], timeout_seconds)
             if not all(math.isfinite(whole) for whole, _ in results):
                 raise MetricError(f"the result is {[whole for whole, _ in results]}")
         except MetricError as error:
@@ -126,8 +142,9 @@ def score_report(
     for reason in dict.fromkeys(reasons[name] for name in missing):
         names = ", ".join(name for name in missing if reasons[name] == reason)
         logger.warning("not scored: %s: %s", names, reason)
-    counts = _bleu_counts(truths, texts) if "bleu_4" in per_caption else {}
-    return ScoreReport(scores, reasons, per_caption, tokenizer, counts)
+    used = chosen if chosen in tokens else next(iter(tokens), None)
+    counts = _bleu_counts(*tokens[tokenizer_of["bleu"]]) if "bleu_4" in per_caption else {}
+    return ScoreReport(scores, reasons, per_caption, used and TOKENIZERS[used], counts)
 
 
 def load_references(path: str | Path) -> dict[str, list[str]]:
@@ -192,6 +209,14 @@ def _check_metrics(metrics: Iterable[str]) -> tuple[str, ...]:
     return tuple(metric for metric in METRICS if metric in asked)
 
 
+def _choose_tokenizer(tokenizer: str) -> str:
+    if tokenizer not in ("auto", *TOKENIZERS):
+        raise ValueError(f"unknown tokenizer {tokenizer!r}, allowed: auto, {', '.join(TOKENIZERS)}")
+    if tokenizer != "auto":
+        return tokenizer
+    return "java" if shutil.which("java") else "python"
+
+
 _Captions = dict[str, list[str]]
 
 
@@ -226,10 +251,15 @@ def _some(keys: Sequence[Any], most: int = 5) -> str:
     return ", ".join(map(repr, keys[:most])) + (", ..." if len(keys) > most else "")
 
 
-def _tokenize(truths: _Captions, texts: _Captions, timeout_seconds: float) -> tuple[_Captions, _Captions]:
-    groups = [*truths.values(), *texts.values()]
-    lines = ptb_tokenize([text for group in groups for text in group], _PTB_JAR, timeout_seconds)
-    words = iter([" ".join(token for token in line if token not in _PUNCTUATION) for line in lines])
+def _tokenize(
+    truths: _Captions, texts: _Captions, tokenizer: str, timeout_seconds: float
+) -> tuple[_Captions, _Captions]:
+    captions = [text for group in (*truths.values(), *texts.values()) for text in group]
+    if tokenizer == "java":
+        lines = ptb_tokenize(captions, PTB_JAR, timeout_seconds)
+    else:
+        lines = [ptb.tokenize(caption) for caption in captions]
+    words = iter([" ".join(token for token in line if token not in PUNCTUATION) for line in lines])
     return (
         {key: [next(words) for _ in group] for key, group in truths.items()},
         {key: [next(words) for _ in group] for key, group in texts.items()},
@@ -274,6 +304,7 @@ def _spice(truths: _Captions, texts: _Captions, timeout_seconds: float) -> _Resu
     return [spice(list(truths.values()), [text for (text,) in texts.values()], _SPICE_JAR, timeout_seconds)]
 
 
+_JAVA_METRICS = ("meteor", "spice")
 _SCORERS: dict[str, Callable[[_Captions, _Captions, float], _Results]] = {
     "bleu": _bleu,
     "meteor": _meteor,
