@@ -14,6 +14,7 @@ from salcap._transformers_hook import register_when_imported
 if TYPE_CHECKING:
     from salcap.caption import Caption
     from salcap.config import Weighting
+    from salcap.corpus import caption_corpus
     from salcap.evaluation.captions import score_captions
     from salcap.frames import Frames
     from salcap.inspection import inspect
@@ -30,6 +31,7 @@ __all__ = [
     "SaliencyModel",
     "VideoDecodeError",
     "Weighting",
+    "caption_corpus",
     "create_saliency",
     "inspect",
     "list_saliency",
@@ -46,6 +48,7 @@ _HOMES = {
     "SaliencyModel": "salcap.saliency",
     "VideoDecodeError": "salcap.video",
     "Weighting": "salcap.config",
+    "caption_corpus": "salcap.corpus",
     "create_saliency": "salcap.saliency",
     "inspect": "salcap.inspection",
     "list_saliency": "salcap.saliency",

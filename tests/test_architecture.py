@@ -13,9 +13,20 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A room may import rooms of the rows above its own, and those of its own row that are named in SIDEWAYS.
 ROWS = (
-    ("caption", "config", "efficientnet_lite", "frames", "optimisation", "seeding", "timeline", "video_info"),
+    (
+        "caption",
+        "config",
+        "efficientnet_lite",
+        "frames",
+        "manifest",
+        "optimisation",
+        "records",
+        "seeding",
+        "timeline",
+        "video_info",
+    ),  # fmt: skip
     ("captioners", "datasets", "outputs", "saliency", "sampling", "video", "video_open", "views", "weighting"),
-    ("pipeline",),
+    ("pipeline", "reading"),
     ("corpus", "demo", "distill", "doctor", "evaluation", "inspection", "training"),
     ("cli",),
     ("__init__", "__main__", "_transformers_hook"),
@@ -46,6 +57,7 @@ OPTIONAL = {
     "onnxruntime",
     "openvino",
     "peft",
+    "pyarrow",
     "ray",
     "torchvision",
 }
