@@ -208,7 +208,10 @@ class _BatchCaptioner:
                     self.batch_size = min(self.batch_size, half)
                 return self.caption(clips[:half]) + self.caption(clips[half:])
             captions = failed
-        captions = [self._with_less(*both) if _out_of_memory(both[1]) else both[1] for both in zip(clips, captions)]
+        captions = [
+            self._with_less(clip, caption) if _out_of_memory(caption) else caption
+            for clip, caption in zip(clips, captions, strict=True)
+        ]
         self.succeeded |= any(caption.error is None for caption in captions)
         if self.batch_size < self.full_batch:
             captions = [_warned(caption, f"batch_size {self.batch_size}") for caption in captions]

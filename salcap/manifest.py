@@ -30,9 +30,13 @@ class Item:
     end_seconds: float | None = None
 
     def __post_init__(self) -> None:
+        start, end = self.start_seconds or 0.0, math.inf if self.end_seconds is None else self.end_seconds
+        if not 0 <= start < end:
+            times = f"{self.start_seconds} to {self.end_seconds} s"
+            raise ValueError(f"a clip must start at 0 s or later and end after its start, got {times}")
         if not self.id:
-            times = [f"{seconds:g}" if seconds else "" for seconds in (self.start_seconds, self.end_seconds)]
-            object.__setattr__(self, "id", f"{self.path}#t={','.join(times).rstrip(',')}" if any(times) else self.path)
+            ends = [f"{seconds:g}" if seconds else "" for seconds in (self.start_seconds, self.end_seconds)]
+            object.__setattr__(self, "id", f"{self.path}#t={','.join(ends).rstrip(',')}" if any(ends) else self.path)
 
 
 def find_items(
@@ -50,7 +54,8 @@ def find_items(
         ValueError: a folder or pattern that holds no files, a wrong manifest, an id that comes twice.
     """
     items: list[Item] = []
-    for source in map(os.fspath, sources):
+    for named in sources:
+        source = os.fspath(named)
         path = Path(source)
         if path.is_dir():
             items += [Item(str(file)) for file in _files_in(path, recursive)]
@@ -130,10 +135,8 @@ def _item(row: Any, folder: Path, where: str) -> Item:
         try:
             times.append(None if value in (None, "") else float(value))
         except (TypeError, ValueError):
-            times.append(math.nan)
-        if times[-1] is not None and not 0 <= times[-1] < math.inf:
-            raise ValueError(f"{where}: {key} must be seconds from 0, got {value!r}")
-    start, end = times
-    if end is not None and end <= (start or 0.0):
-        raise ValueError(f"{where}: a clip must end after its start, got {start} to {end} s")
-    return Item(name if "://" in name else str(folder / name), str(row.get("id") or ""), start, end)
+            raise ValueError(f"{where}: {key} must be a number of seconds, got {value!r}") from None
+    try:
+        return Item(name if "://" in name else str(folder / name), str(row.get("id") or ""), *times)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error

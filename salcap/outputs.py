@@ -52,16 +52,14 @@ def export_records(records: Iterable[Record], path: str | Path) -> None:
 
 
 def _coco(records: Iterable[Record], path: Path) -> None:
-    """A list of ``image_id`` and ``caption``; ids that are numbers become numbers, as COCO's are."""
-    results = [
-        {
-            "image_id": int(r["id"]) if str(r["id"]).isdecimal() and r["id"][0] != "0" else r["id"],
-            "caption": r["caption"],
-        }
-        for r in records
-        if r["caption"] is not None
-    ]
+    """A list of ``image_id`` and ``caption``; ids that are whole numbers become such, as COCO's are."""
+    said = [record for record in records if record["caption"] is not None]
+    results = [{"image_id": _number_or_name(record["id"]), "caption": record["caption"]} for record in said]
     path.write_text(json.dumps(results, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace")
+
+
+def _number_or_name(name: str) -> int | str:
+    return int(name) if name.isdecimal() and str(int(name)) == name else name
 
 
 def _csv(records: Iterable[Record], path: Path) -> None:

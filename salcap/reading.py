@@ -189,13 +189,13 @@ def _read_exactly(file: Any, num_bytes: int, max_bytes: int) -> bytearray:
     return buffer
 
 
-def _answer(reader: Callable[..., Frames], request: dict[str, Any]) -> tuple[dict[str, Any], bytes | memoryview]:
+def _answer(reader: Callable[..., Frames], request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     options = {name: tuple(value) if name == "size" else value for name, value in request["options"].items()}
     try:
         frames = reader(*request["args"], limits=VideoLimits(**request["limits"]), **options)
     except Exception as error:
         return {"error_class": type(error).__name__, "message": str(error) or type(error).__name__}, b""
-    pixels = memoryview(frames.pixels.contiguous().numpy()).cast("B")
+    pixels = frames.pixels.contiguous().numpy().tobytes()
     header = {
         "num_bytes": len(pixels),
         "shape": list(frames.pixels.shape),

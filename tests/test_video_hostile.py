@@ -98,11 +98,8 @@ def test_a_movie_opens_no_data_that_it_keeps_elsewhere(tmp_path: Path, secret: P
     with opens(secret) as count, av.open(str(path), options=trusting):
         pass
     assert count[0] > 0
-    with opens(secret) as count:
-        try:
-            read_frames(path)
-        except VideoDecodeError as error:
-            assert str(path) in str(error)
+    with opens(secret) as count, pytest.raises(VideoDecodeError, match="no frame could be decoded"):
+        read_frames(path)
     assert count[0] == 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,8 +79,6 @@ def caption(
     with wrong_use():
         part, parts, device = _place(shard, device)
         items = find_items(videos, recursive, start, end)
-        if start is not None and end is not None and end <= start:
-            raise ValueError(f"a clip must start at 0 s or later and end after its start, got {start} to {end} s")
         if output is not None:
             check_output(output, (".jsonl", *SUBTITLES), len(items), overwrite)
         keeps = output is not None and output.suffix == ".jsonl"
@@ -88,12 +87,16 @@ def caption(
         if exports and not keeps:
             raise ValueError(f"--export {exports[0]} is made of the records: give --output with a .jsonl file")
 
-        def load() -> Any:
-            return load_captioner(
-                model, revision, saliency, mode, policy, keep_ratio, max_visual_tokens, min_keep, zoom, device
-            )
+        with ExitStack() as stack:
+            advance: Any = None
 
-        with progress_bar(len(items), "captioning") as advance:
+            def load() -> Any:
+                nonlocal advance
+                captioner = load_captioner(
+                    model, revision, saliency, mode, policy, keep_ratio, max_visual_tokens, min_keep, zoom, device
+                )
+                advance = stack.enter_context(progress_bar(len(items), "captioning"))
+                return captioner
 
             def report(record: dict[str, Any], done: int, total: int) -> None:
                 advance(1, total)

@@ -71,9 +71,8 @@ def progress_bar(total: int, label: str) -> Iterator[Any]:
             if not _errors.is_terminal and now - said >= 60 and state.total:
                 said, rate = now, state.completed / (now - started)
                 left = (state.total - state.completed) / rate
-                say(
-                    f"{label}: {state.completed:.0f} of {state.total:.0f}, {rate:.2f} a second, {left / 60:.0f} min left"
-                )
+                reached = f"{state.completed:.0f} of {state.total:.0f}"
+                say(f"{label}: {reached}, {rate:.2f} a second, {left / 60:.0f} min left")
 
         yield advance
 
