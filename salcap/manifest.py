@@ -35,7 +35,7 @@ class Item:
             times = f"{self.start_seconds} to {self.end_seconds} s"
             raise ValueError(f"a clip must start at 0 s or later and end after its start, got {times}")
         if not self.id:
-            ends = [f"{seconds:g}" if seconds else "" for seconds in (self.start_seconds, self.end_seconds)]
+            ends = [f"{seconds:.10g}" if seconds else "" for seconds in (self.start_seconds, self.end_seconds)]
             object.__setattr__(self, "id", f"{self.path}#t={','.join(ends).rstrip(',')}" if any(ends) else self.path)
 
 
