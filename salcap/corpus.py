@@ -22,7 +22,7 @@ from salcap.frames import Frames
 from salcap.manifest import Item, check_unique
 from salcap.pipeline import ClipSource, SaliencyCaptioner
 from salcap.reading import ReaderPool
-from salcap.records import Record, RecordFile, check_settings, count_errors, merge_records
+from salcap.records import Record, RecordFile, check_settings, count_errors, merge_records, read_records
 from salcap.video import DEFAULT_LIMITS, VideoLimits, read_frames
 
 TIME_LIMIT = 300.0  # seconds for the reading of one clip
@@ -35,7 +35,8 @@ class CorpusSummary:
     """How a run ended.
 
     Attributes:
-        num_items: of this run's shard, those of earlier runs on its output among them.
+        num_items: of this run's shard, those of earlier runs on its output among them; of all shards, where it merged
+            them.
         num_new: captioned or failed in this run.
         errors: how many failed, by class of error.
         records: the file with the records of all shards; None without output, and as long as other shards lack some.
@@ -130,8 +131,12 @@ def caption_corpus(
                     file.sync()
                 progress(record, done, len(todo))
             errors = count_errors([file.outcomes[item.id] for item in mine])
-    complete = parts == 1 or merge_records(files, output, [item.id for item in items])
-    return CorpusSummary(len(mine), len(todo), errors, output if complete else None)
+    if parts == 1:
+        return CorpusSummary(len(mine), len(todo), errors, output)
+    if not merge_records(files, output, [item.id for item in items]):
+        return CorpusSummary(len(mine), len(todo), errors, None)
+    errors = count_errors([record["error_class"] for record in read_records(output)])
+    return CorpusSummary(len(items), len(todo), errors, output)
 
 
 def part_path(output: Path, part: int, parts: int) -> Path:

@@ -192,7 +192,7 @@ def test_shards_make_the_records_of_one_run(captioner, tmp_path):
     assert (second.num_items, second.records) == (3, None)
     assert not out.exists()
     first = caption_corpus(captioner, NAMES[:7], out, shard=(1, 2), **FAST)
-    assert (first.num_items, first.records) == (4, out)
+    assert (first.num_items, first.num_new, first.records) == (7, 4, out)
     assert captions(out) == captions(whole)
     assert list(captions(out)) == NAMES[:7]
     assert (tmp_path / "out.1-of-2.jsonl").exists()

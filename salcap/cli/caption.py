@@ -77,7 +77,7 @@ def caption(
     exports = export or []
     said: list[dict[str, Any]] = []
     with wrong_use():
-        part, parts, device = _place(shard, device)
+        part, parts, device, launched = _place(shard, device)
         items = find_items(videos, recursive, start, end)
         if output is not None:
             check_output(output, (".jsonl", *SUBTITLES), len(items), overwrite)
@@ -136,22 +136,23 @@ def caption(
             for path in exports:
                 export_records(read_records(summary.records), path)
     if summary.num_new < summary.num_items:
-        say(f"{summary.num_items - summary.num_new} of {summary.num_items} videos were done before")
+        say(f"{summary.num_items - summary.num_new} of {summary.num_items} videos were done before or by others")
     if summary.errors:
         classes = ", ".join(f"{name} {count}" for name, count in summary.errors.items())
         say(f"{summary.num_failed} of {summary.num_items} videos failed: {classes}")
-        raise typer.Exit(1)
+        if not launched or summary.records is not None:  # a launcher ends all processes where one reports failure
+            raise typer.Exit(1)
 
 
-def _place(shard: str | None, device: str | None) -> tuple[int, int, str | None]:
-    """This process's part, of how many, and its device: as ``--shard`` says, or a launcher such as accelerate."""
+def _place(shard: str | None, device: str | None) -> tuple[int, int, str | None, bool]:
+    """This process's part, of how many, and its device: by ``--shard``, or by a launcher such as accelerate (True)."""
     rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     if processes > 1:
         if shard is not None:
             raise ValueError(f"give --shard or launch several processes, got {shard} and {processes} processes")
         local = os.environ.get("LOCAL_RANK", "0")
-        return rank + 1, processes, f"cuda:{local}" if device == "cuda" else device
+        return rank + 1, processes, f"cuda:{local}" if device == "cuda" else device, True
     found = re.fullmatch(r"(\d+)/(\d+)", shard or "1/1")
     if not found:
         raise ValueError(f"--shard must be I/N with I from 1 to N, got {shard!r}")
-    return int(found[1]), int(found[2]), device
+    return int(found[1]), int(found[2]), device, False
