@@ -25,7 +25,7 @@ import torch
 from salcap.frames import Frames
 from salcap.video import DEFAULT_LIMITS, VideoLimits, read_frames
 
-MEMORY_BYTES = 6 * 2**30  # of data that a reading process may hold, where the system can say so (Linux)
+MEMORY_BYTES = 4 * 2**30  # of data that a reading process may hold, where the system can say so (Linux)
 
 
 class ReadError(RuntimeError):
