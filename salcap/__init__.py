@@ -14,6 +14,7 @@ from salcap._transformers_hook import register_when_imported
 if TYPE_CHECKING:
     from salcap.caption import Caption
     from salcap.config import Weighting
+    from salcap.corpus import caption_corpus
     from salcap.evaluation.captions import score_captions
     from salcap.evaluation.comparison import compare
     from salcap.frames import Frames
@@ -31,6 +32,7 @@ __all__ = [
     "SaliencyModel",
     "VideoDecodeError",
     "Weighting",
+    "caption_corpus",
     "compare",
     "create_saliency",
     "inspect",
@@ -48,6 +50,7 @@ _HOMES = {
     "SaliencyModel": "salcap.saliency",
     "VideoDecodeError": "salcap.video",
     "Weighting": "salcap.config",
+    "caption_corpus": "salcap.corpus",
     "compare": "salcap.evaluation.comparison",
     "create_saliency": "salcap.saliency",
     "inspect": "salcap.inspection",

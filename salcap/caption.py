@@ -11,7 +11,7 @@ class Caption:
     """One clip's caption with everything needed to reproduce it.
 
     Attributes:
-        text: the caption; None where the clip failed, and then ``error`` says why.
+        text: the caption; None where the clip failed, and then ``error`` says why, and ``error_class`` of what kind.
         start_seconds, end_seconds: the part of the video that the caption speaks of.
         score: mean log-probability per token; None where the captioner gives none.
         frames: how they were chosen, "uniform" or "saliency".
@@ -47,6 +47,7 @@ class Caption:
     timings: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     error: str | None = None
+    error_class: str | None = None
 
     def __str__(self) -> str:
         return self.text if self.text is not None else f"<failed: {self.error}>"

@@ -76,6 +76,44 @@ class Weighting:
         return tuple(self.mode.split("+"))
 
 
+def resolve_weighting(default: Weighting, **given: Any) -> Weighting:
+    """A captioner's default weighting changed by what a user gave; None means not given.
+
+    A ``keep_ratio`` below 1 or a ``max_visual_tokens`` alone adds "prune" to the default mode; either replaces the
+    default's budget of both. A mode without "prune" keeps all patches.
+
+    Raises:
+        ValueError: an option that the mode would ignore, or "prune" without a budget.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    limit = given.get("max_visual_tokens")
+    mode = given.get("mode", default.mode)
+    if "mode" not in given and (limit is not None or given.get("keep_ratio", 1.0) < 1.0) and "prune" not in mode:
+        mode = given["mode"] = "prune" if mode == "none" else f"{mode}+prune"
+    modes = mode.split("+")
+    reset: dict[str, Any] = {}
+    if limit is not None or "keep_ratio" in given or "prune" not in modes:
+        reset = {"keep_ratio": 1.0, "max_visual_tokens": None}
+        if (limit is None) != (default.max_visual_tokens is None):  # the default's scope went with its kind of budget
+            reset["scope"] = "auto"
+    if "prune" not in modes:
+        reset["min_keep"] = 1
+    weighting = dataclasses.replace(default, **{**reset, **given})
+    if not reset and default.keep_ratio == 1.0 and default.max_visual_tokens is None:
+        raise ValueError(f"mode {mode!r} needs a keep_ratio below 1 or max_visual_tokens")
+    for name, users in (
+        ("policy", {"prune"}),
+        ("scope", {"prune"}),
+        ("strength", {"scale", "bias"}),
+        ("zoom", {"zoom"}),
+    ):
+        if name in given and not users & set(modes):
+            raise ValueError(
+                f"{name} {given[name]!r} does nothing in mode {mode!r}: it needs {' or '.join(sorted(users))}"
+            )
+    return weighting
+
+
 def check_choice(name: str, value: str, allowed: typing.Sequence[str]) -> None:
     """Raise a ValueError that names what is allowed, and the closest of it, unless ``value`` is."""
     if value not in allowed:

@@ -1,91 +1,116 @@
-"""Caption files: JSON lines, WebVTT and SRT."""
+"""Records of captions as files for other programs: COCO results, CSV, Parquet, WebVTT and SRT."""
 
 from __future__ import annotations
 
+import csv
 import html
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TextIO
+from typing import Any
 
-from salcap.caption import Caption
+Record = dict[str, Any]
 
-SUFFIXES = (".jsonl", ".vtt", ".srt")
+SUBTITLES = (".vtt", ".srt")
+COLUMNS = ("id", "path", "start_seconds", "end_seconds", "caption", "score", "error_class", "error")
 
 
-def check_output(path: str | Path, num_videos: int, overwrite: bool = False) -> Path:
+def check_output(path: str | Path, allowed: tuple[str, ...], num_items: int, overwrite: bool = False) -> Path:
     """Refuse, before any work is done, an output that cannot be written or would destroy one.
 
     Raises:
-        ValueError: unknown suffix, missing folder, an existing file without ``overwrite``, or subtitles of
-            several videos.
+        ValueError: a suffix that is not allowed, missing folder, a file (other than records, which a run goes on with)
+            that exists, without ``overwrite``, or subtitles of several items.
     """
     path = Path(path)
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f"output {path} has suffix {path.suffix!r}, allowed: {', '.join(SUFFIXES)}")
-    if path.suffix != ".jsonl" and num_videos != 1:
-        raise ValueError(f"{path.suffix} subtitles belong to one video, got {num_videos}; use .jsonl")
+    if path.suffix not in allowed:
+        raise ValueError(f"output {path} has suffix {path.suffix!r}, allowed: {', '.join(allowed)}")
+    if path.suffix in SUBTITLES and num_items != 1:
+        raise ValueError(f"{path.suffix} subtitles belong to one video, got {num_items}; use .jsonl")
     if not path.parent.is_dir():
         raise ValueError(f"output folder {path.parent} does not exist")
-    if path.exists() and not overwrite:
+    if path.exists() and not overwrite and path.suffix != ".jsonl":
         raise ValueError(f"output {path} exists; name another or pass --overwrite")
+    if path.suffix == ".parquet":
+        _pyarrow()
     return path
 
 
-class CaptionFile:
-    """A caption file that is written as captions come, so that what was done before a crash is there after it.
+def export_records(records: Iterable[Record], path: str | Path) -> None:
+    """Write records in the format of the path's suffix (one of ``EXPORTS``), all or nothing.
 
-    An existing file is replaced by the first caption only: settings that turn out wrong before it destroy nothing.
-
-    Args:
-        path: its suffix says the format; None writes nothing.
+    COCO results and subtitles leave out what failed.
     """
-
-    def __init__(self, path: Path | None) -> None:
-        self._path, self._number = path, 0
-        self._file: TextIO | None = None
-
-    @classmethod
-    @contextmanager
-    def opened(cls, path: str | Path | None, num_videos: int, overwrite: bool = False) -> Iterator[CaptionFile]:
-        """Check the path as `check_output` does, and close the file in the end."""
-        file = cls(None if path is None else check_output(path, num_videos, overwrite))
-        try:
-            yield file
-        finally:
-            file.close()
-
-    def write(self, caption: Caption) -> None:
-        """Add one caption; subtitles leave out what failed."""
-        if self._path is None:
-            return
-        if self._file is None:
-            self._file = self._path.open("w", encoding="utf-8")
-            self._file.write("WEBVTT\n\n" if self._path.suffix == ".vtt" else "")
-        if self._path.suffix == ".jsonl":
-            self._file.write(json.dumps(caption.to_dict(), ensure_ascii=False) + "\n")
-        elif caption.text is not None:
-            self._number += 1
-            self._file.write(_CUES[self._path.suffix](caption, self._number))
-        self._file.flush()
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        EXPORTS[path.suffix](records, partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
-def _vtt(caption: Caption, number: int) -> str:
-    return f"{_cue_times(caption, '.')}\n{html.escape(caption.text or '', quote=False)}\n\n"
+def _coco(records: Iterable[Record], path: Path) -> None:
+    """A list of ``image_id`` and ``caption``; ids that are whole numbers become such, as COCO's are."""
+    said = [record for record in records if record["caption"] is not None]
+    results = [{"image_id": _number_or_name(record["id"]), "caption": record["caption"]} for record in said]
+    path.write_text(json.dumps(results, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace")
 
 
-def _srt(caption: Caption, number: int) -> str:
-    return f"{number}\n{_cue_times(caption, ',')}\n{caption.text}\n\n"
+def _number_or_name(name: str) -> int | str:
+    return int(name) if name.isdecimal() and str(int(name)) == name else name
 
 
-def _cue_times(caption: Caption, point: str) -> str:
-    start = caption.start_seconds or 0.0
-    end = max(caption.end_seconds or 0.0, start + 0.001)
+def _csv(records: Iterable[Record], path: Path) -> None:
+    with path.open("w", encoding="utf-8", errors="replace", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        writer.writerows([_inert(record.get(name)) for name in COLUMNS] for record in records)
+
+
+def _inert(cell: Any) -> Any:
+    """Text that a spreadsheet would take for a formula, quoted with the apostrophe that spreadsheets hide (OWASP)."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else cell
+
+
+def _parquet(records: Iterable[Record], path: Path) -> None:
+    arrow, parquet = _pyarrow()
+    kinds = {name: arrow.string() for name in COLUMNS} | dict.fromkeys(
+        ("start_seconds", "end_seconds", "score"), arrow.float64()
+    )
+    rows = [{name: record.get(name) for name in COLUMNS} for record in records]
+    parquet.write_table(arrow.Table.from_pylist(rows, arrow.schema(list(kinds.items()))), path)
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError("Parquet needs pyarrow: pip install 'salcap[parquet]'") from error
+    return pyarrow, pyarrow.parquet
+
+
+def _vtt(records: Iterable[Record], path: Path) -> None:
+    cues = (f"{_cue_times(r, '.')}\n{html.escape(_one_line(r), quote=False)}\n\n" for r in records if _one_line(r))
+    path.write_text("WEBVTT\n\n" + "".join(cues), encoding="utf-8")
+
+
+def _srt(records: Iterable[Record], path: Path) -> None:
+    said = (record for record in records if _one_line(record))
+    cues = (f"{number}\n{_cue_times(r, ',')}\n{_one_line(r)}\n\n" for number, r in enumerate(said, 1))
+    path.write_text("".join(cues), encoding="utf-8")
+
+
+def _one_line(record: Record) -> str:
+    """The caption without line breaks: an empty line would end its cue."""
+    return " ".join((record["caption"] or "").split())
+
+
+def _cue_times(record: Record, point: str) -> str:
+    start = record["start_seconds"] or 0.0
+    end = max(record["end_seconds"] or 0.0, start + 0.001)
     return f"{_clock(start, point)} --> {_clock(end, point)}"
 
 
@@ -96,4 +121,10 @@ def _clock(seconds: float, point: str) -> str:
     return f"{hours:02d}:{minutes:02d}:{milliseconds // 1000:02d}{point}{milliseconds % 1000:03d}"
 
 
-_CUES: dict[str, Callable[[Caption, int], str]] = {".vtt": _vtt, ".srt": _srt}
+EXPORTS: dict[str, Callable[[Iterable[Record], Path], None]] = {
+    ".csv": _csv,
+    ".json": _coco,
+    ".parquet": _parquet,
+    ".srt": _srt,
+    ".vtt": _vtt,
+}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from salcap.caption import Caption
 from salcap.captioners.base import Captioner, GeneratedText
-from salcap.config import Weighting, check_choice
+from salcap.config import Weighting, check_choice, resolve_weighting
 from salcap.frames import Frames
 from salcap.saliency import SaliencyModel, check_registered_name, create_saliency
 from salcap.sampling import FRAME_CHOICES, choose_frames, presample_size, take_frames
@@ -27,6 +28,24 @@ DEFAULT_NUM_FRAMES = 8
 PRESAMPLE_SIDE = 224  # pixels, for backbones that state no size of their own
 
 Video = str | PathLike[str] | Frames | np.ndarray | Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ClipSource:
+    """A clip that is still to be read.
+
+    Attributes:
+        name: its video's, for the record.
+        read: ``read(count, **options)``, as `read_frames` with the video and the times of the clip filled in.
+        start_seconds, end_seconds: as they were asked for; None: from its start, to its end.
+        from_file: it is scaled while decoding, and can be read again at other sizes.
+    """
+
+    name: str | None
+    read: Callable[..., Frames]
+    start_seconds: float | None = None
+    end_seconds: float | None = None
+    from_file: bool = True
 
 
 class SaliencyCaptioner:
@@ -155,8 +174,8 @@ class SaliencyCaptioner:
             VideoDecodeError: the file gives no frame.
             ValueError: settings that do not fit the video or the model.
         """
-        result = self._caption([video], num_frames, start_seconds, end_seconds, frames, generation, raising=True)
-        return result[0]
+        source = self._source(video, start_seconds, end_seconds)
+        return self._caption([source], num_frames, frames, generation, raising=True)[0]
 
     def caption_batch(
         self,
@@ -174,27 +193,61 @@ class SaliencyCaptioner:
         """
         if isinstance(videos, str | PathLike | Frames):
             raise TypeError(f"caption_batch takes a list of videos, got one: {videos!r}")
-        return self._caption(list(videos), num_frames, start_seconds, end_seconds, frames, generation, raising=False)
+        clips = [self._source(video, start_seconds, end_seconds) for video in videos]
+        return self._caption(clips, num_frames, frames, generation, raising=False)
+
+    def caption_clips(
+        self, clips: Sequence[ClipSource], num_frames: int | None = None, frames: str = "uniform", **generation: Any
+    ) -> list[Caption]:
+        """As `caption_batch`, of clips that say themselves how they are read, such as those of `salcap.corpus`."""
+        return self._caption(clips, num_frames, frames, generation, raising=False)
+
+    def first_read(self, num_frames: int | None = None, frames: str = "uniform") -> tuple[int, dict[str, Any]]:
+        """How many frames of a clip are read first, and with which options of `read_frames`.
+
+        Raises:
+            ValueError: settings that fit no video.
+        """
+        num_frames = self.resolve_num_frames(num_frames)
+        check_choice("frames", frames, FRAME_CHOICES)
+        if frames == "uniform":
+            return num_frames, self.read_options
+        if self.read_options:
+            # A pre-sample at the captioner's own size needs no second pass, which would decode nearly all again. At
+            # the video's size it would cost more than that, in time as in memory.
+            return presample_size(num_frames), self.read_options
+        size = getattr(self.saliency, "input_size", None)
+        return presample_size(num_frames), {"size": size} if size else {"shortest_side": PRESAMPLE_SIDE}
+
+    def _source(self, video: Video, start: float | None, end: float | None) -> ClipSource:
+        if (start or 0.0) < 0 or (end is not None and end <= (start or 0.0)):
+            raise ValueError(f"a clip must start at 0 s or later and end after its start, got {start} to {end} s")
+        if isinstance(video, str | PathLike):
+            read = partial(read_frames, video, start_seconds=start, end_seconds=end)
+            return ClipSource(str(video), read, start, end)
+
+        def take(count: int, **_: Any) -> Frames:
+            return take_frames(video if isinstance(video, Frames) else _frames_of_array(video), count, start, end)
+
+        return ClipSource(None, take, start, end, from_file=False)
 
     def _caption(
         self,
-        videos: list[Video],
+        sources: Sequence[ClipSource],
         num_frames: int | None,
-        start: float | None,
-        end: float | None,
         choice: str,
         generation: dict[str, Any],
         raising: bool,
     ) -> list[Caption]:
-        num_frames = self._check_request(num_frames, start, end)
+        num_frames = self.resolve_num_frames(num_frames)
         check_choice("frames", choice, FRAME_CHOICES)
         looks = self.weighting.mode != "none"
-        results: list[Caption | None] = [None] * len(videos)
+        results: list[Caption | None] = [None] * len(sources)
         clips: list[_Clip] = []
-        for index, video in enumerate(videos):
+        for index, source in enumerate(sources):
             timings: dict[str, float] = {}
             try:
-                frames = self._read(video, num_frames, start, end, choice, timings)
+                frames = self._read(source, num_frames, choice, timings)
                 log_density = None
                 if looks:
                     with _timed(timings, "saliency_ms"):
@@ -204,9 +257,7 @@ class SaliencyCaptioner:
             except Exception as error:  # whatever a plug-in raises concerns this video only
                 if raising:
                     raise
-                name = str(video) if isinstance(video, str | PathLike) else None
-                blank = self._blank(name, start, end, choice)
-                results[index] = replace(blank, error=str(error) or type(error).__name__)
+                results[index] = self.failed(source, error, choice)
         if clips:
             maps = [clip.log_density for clip in clips if clip.log_density is not None] if looks else None
             texts = self.captioner.generate([clip.frames for clip in clips], maps, self.weighting, **generation)
@@ -214,8 +265,14 @@ class SaliencyCaptioner:
                 results[clip.index] = self._record(clip, text, choice)
         return [result for result in results if result is not None]
 
-    def _check_request(self, num_frames: int | None, start: float | None, end: float | None) -> int:
-        """Refuse what fits no video; returns the number of frames."""
+    def failed(self, clip: ClipSource, error: Exception, frames: str = "uniform") -> Caption:
+        """The record of a clip that gave no caption."""
+        error_class = getattr(error, "error_class", type(error).__name__)
+        blank = self._blank(clip.name, clip.start_seconds, clip.end_seconds, frames)
+        return replace(blank, error=str(error) or error_class, error_class=error_class)
+
+    def resolve_num_frames(self, num_frames: int | None) -> int:
+        """The number of frames asked for, or the default one; a ValueError where it fits no video."""
         limit = self.captioner.max_frames
         views = ""
         if self.zooms and limit is not None:
@@ -225,39 +282,21 @@ class SaliencyCaptioner:
         if num_frames < 1 or num_frames > (limit or num_frames):
             most = limit or "any number of"
             raise ValueError(f"{self.captioner.name} takes 1 to {most} frames{views}, got {num_frames}")
-        if (start or 0.0) < 0 or (end is not None and end <= (start or 0.0)):
-            raise ValueError(f"a clip must start at 0 s or later and end after its start, got {start} to {end} s")
         return num_frames
 
-    def _read(
-        self,
-        video: Video,
-        num_frames: int,
-        start: float | None,
-        end: float | None,
-        choice: str,
-        timings: dict[str, float],
-    ) -> Frames:
+    def _read(self, source: ClipSource, num_frames: int, choice: str, timings: dict[str, float]) -> Frames:
         def read(count: int, **options: Any) -> Frames:
             with _timed(timings, "read_ms"):
-                if isinstance(video, str | PathLike):
-                    return read_frames(video, count, start, end, **options)
-                return take_frames(video if isinstance(video, Frames) else _frames_of_array(video), count, start, end)
+                return source.read(count, **options)
 
-        sized = self.read_options
+        count, options = self.first_read(num_frames, choice)
+        first = read(count, **options)
         if choice == "uniform":
-            return read(num_frames, **sized)
-        # A pre-sample at the captioner's own size needs no second pass, which would decode nearly all again. At the
-        # video's size it would cost more than that, in time as in memory.
-        from_file = isinstance(video, str | PathLike)
-        twice = from_file and not sized
-        size = getattr(self.saliency, "input_size", None)
-        small = {"size": size} if size else {"shortest_side": PRESAMPLE_SIDE}
-        presample = read(presample_size(num_frames), **(small if twice else sized))
+            return first
         with _timed(timings, "choose_ms"):
-            maps = self.saliency.predict(presample, size="native")
-            chosen = choose_frames(presample, maps, num_frames, presample.clip_seconds if from_file else None)
-        if not twice:
+            maps = self.saliency.predict(first, size="native")
+            chosen = choose_frames(first, maps, num_frames, first.clip_seconds if source.from_file else None)
+        if not source.from_file or self.read_options:
             return chosen
         full = read(num_frames, at_seconds=chosen.pts_seconds.tolist())
         return replace(full, warnings=tuple(dict.fromkeys(chosen.warnings + full.warnings)))
@@ -329,44 +368,6 @@ class _Clip:
     log_density: Tensor | None
     timings: dict[str, float]
     boxes: Tensor | None = None
-
-
-def resolve_weighting(default: Weighting, **given: Any) -> Weighting:
-    """A captioner's default weighting changed by what a user gave; None means not given.
-
-    A ``keep_ratio`` below 1 or a ``max_visual_tokens`` alone adds "prune" to the default mode; either replaces the
-    default's budget of both. A mode without "prune" keeps all patches.
-
-    Raises:
-        ValueError: an option that the mode would ignore, or "prune" without a budget.
-    """
-    given = {name: value for name, value in given.items() if value is not None}
-    limit = given.get("max_visual_tokens")
-    mode = given.get("mode", default.mode)
-    if "mode" not in given and (limit is not None or given.get("keep_ratio", 1.0) < 1.0) and "prune" not in mode:
-        mode = given["mode"] = "prune" if mode == "none" else f"{mode}+prune"
-    modes = mode.split("+")
-    reset: dict[str, Any] = {}
-    if limit is not None or "keep_ratio" in given or "prune" not in modes:
-        reset = {"keep_ratio": 1.0, "max_visual_tokens": None}
-        if (limit is None) != (default.max_visual_tokens is None):  # the default's scope went with its kind of budget
-            reset["scope"] = "auto"
-    if "prune" not in modes:
-        reset["min_keep"] = 1
-    weighting = replace(default, **{**reset, **given})
-    if not reset and default.keep_ratio == 1.0 and default.max_visual_tokens is None:
-        raise ValueError(f"mode {mode!r} needs a keep_ratio below 1 or max_visual_tokens")
-    for name, users in (
-        ("policy", {"prune"}),
-        ("scope", {"prune"}),
-        ("strength", {"scale", "bias"}),
-        ("zoom", {"zoom"}),
-    ):
-        if name in given and not users & set(modes):
-            raise ValueError(
-                f"{name} {given[name]!r} does nothing in mode {mode!r}: it needs {' or '.join(sorted(users))}"
-            )
-    return weighting
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Video files in, `Frames` out: decode only what is needed, scale while decoding. The only file that imports av.
+"""Video files in, `Frames` out: decode only what is needed, scale while decoding.
 
 Seconds are counted from the start of the video stream, so that the first frame is shown at about 0 whatever clock the
 file was written with; inside, times are ticks of the stream's time base (see `salcap.timeline`).
@@ -9,14 +9,11 @@ from __future__ import annotations
 import math
 import operator
 import os
-import threading
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from itertools import chain, islice, pairwise
-from textwrap import shorten
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any
 
 import av
 import numpy as np
@@ -28,28 +25,23 @@ from av.video.reformatter import VideoReformatter
 
 from salcap.frames import Frames, shortage
 from salcap.timeline import MAX_ERRORS, Ticks, Timed, Timeline, spread_times
-from salcap.video_info import FORMATS, VideoDecodeError, VideoInfo, local_file
+from salcap.video_info import VideoDecodeError, VideoInfo, VideoLimits
+from salcap.video_open import FAILURES, VideoPath, decoder_log, open_container, words_of
 
-__all__ = ["VideoDecodeError", "VideoInfo", "probe", "read_frames"]
+__all__ = ["VideoDecodeError", "VideoInfo", "VideoLimits", "probe", "read_frames"]
 
-MAX_PIXELS = 8192 * 8192  # of a decoded frame; a file that declares more is refused before memory is taken
 MAX_THREADS = 4  # each decoding thread holds a frame, and after a seek wastes one
+DEFAULT_LIMITS = VideoLimits()
 SCALING = 4 | 0x2000 | 0x40000  # swscale's BICUBIC, FULL_CHR_H_INT, ACCURATE_RND: PyAV 17 has no names for flags
 
-# What PyAV raises on broken files; IndexError where a stream turns up late
-FAILURES = (av.FFmpegError, ArithmeticError, LookupError, MemoryError, OSError, ValueError)
 
-VideoPath: TypeAlias = "str | os.PathLike[str] | BinaryIO"
-_log_lock = threading.Lock()
-
-
-def probe(path: VideoPath) -> VideoInfo:
+def probe(path: VideoPath, limits: VideoLimits = DEFAULT_LIMITS) -> VideoInfo:
     """Look at a video: decode its first frame, find its end from packets.
 
     Raises:
         VideoDecodeError: as `read_frames`.
     """
-    with _Video(path) as video:
+    with _Video(path, limits) as video:
         stream, frame = video.stream, video.first[1]
         a, b, _, _ = _orientation(frame)
         return VideoInfo(
@@ -79,6 +71,7 @@ def read_frames(
     size: tuple[int, int] | None = None,
     shortest_side: int | None = None,
     exact: bool = False,
+    limits: VideoLimits = DEFAULT_LIMITS,
 ) -> Frames:
     """Read frames spread evenly in time over a clip, with the times at which they are really shown.
 
@@ -98,6 +91,7 @@ def read_frames(
         shortest_side: pixels to which the shorter side is scaled down, aspect kept; smaller frames stay as they are.
         exact: never move a frame. Otherwise a middle that costs more than 48 frames of decoding (never so in short
             clips) gives way to a keyframe, if one lies within a quarter of an interval.
+        limits: what a file may cost.
 
     Returns:
         `Frames`: upright RGB, alpha dropped, pixels as stored where they are not square; ``warnings`` tells of damage,
@@ -105,15 +99,15 @@ def read_frames(
 
     Raises:
         ValueError: arguments out of range; a clip that starts after the end of the video, or ends before it starts.
-        VideoDecodeError: no frame: missing, not a regular file, not a video, damaged, more than MAX_PIXELS, a URL.
+        VideoDecodeError: no frame: missing, not a regular file, not a video, damaged, beyond ``limits``, a URL.
     """
     num_frames = operator.index(num_frames) if at_seconds is None else len(at_seconds)
     if at_seconds is not None and any(after <= before for before, after in pairwise(at_seconds)):
         raise ValueError(f"at_seconds must rise, got {list(at_seconds)}")
     if num_frames < 1:
         raise ValueError(f"num_frames must be at least 1, got {num_frames}")
-    with _Video(path) as video:
-        video.scale_to(size, shortest_side)
+    with _Video(path, limits) as video:
+        video.scale_to(size, shortest_side, num_frames)
         start, end = video.clip(start_seconds, end_seconds)
         interval = (end - start) / num_frames
         if at_seconds is None:
@@ -153,12 +147,13 @@ class _Video(Timeline):
         size: (height, width) of the pictures handed out.
     """
 
-    def __init__(self, path: VideoPath) -> None:
-        self.path = path
+    def __init__(self, path: VideoPath, limits: VideoLimits = DEFAULT_LIMITS) -> None:
+        self.path, self.limits = path, limits
         self.name = str(getattr(path, "name", "<file object>")) if hasattr(path, "read") else os.fsdecode(path)
         self.notes: list[str] = []
         self.damage: Counter[str] = Counter()
         self.cause: Exception | None = None
+        self.num_decoded = 0
         self.threads = min(MAX_THREADS, os.cpu_count() or 1)
         self.reformatter = VideoReformatter()
         self.container: Any = None
@@ -185,7 +180,7 @@ class _Video(Timeline):
 
     def failed(self, message: str) -> VideoDecodeError:
         """The error to raise: with FFmpeg's words on the file, and the first thing that went wrong as its cause."""
-        words = dict.fromkeys([message, *self.damage, *_decoder_log(self.path)])
+        words = dict.fromkeys([message, *self.damage, *decoder_log(self.path, self.limits.max_pixels)])
         error = VideoDecodeError(self.name, "; ".join(words))
         error.__cause__ = self.cause
         return error
@@ -195,14 +190,14 @@ class _Video(Timeline):
 
     def _count(self, error: Exception) -> None:
         self.cause = self.cause or error
-        self.damage[_words(error)] += 1
+        self.damage[words_of(error)] += 1
 
     def _open(self) -> None:
         try:
-            self.container = _open_container(self.path)
+            self.container = open_container(self.path, self.limits.max_pixels)
         except FAILURES as error:
             self.cause = error
-            raise self.failed(_words(error)) from error
+            raise self.failed(words_of(error)) from error
         # pts that FFmpeg guesses are wrong for reordered frames in AVI; without them frames carry the decoder's times
         self.container.flags &= ~Flags.gen_pts.value
         pictures = Disposition.attached_pic | Disposition.timed_thumbnails
@@ -214,9 +209,10 @@ class _Video(Timeline):
         codec = stream.codec_context
         if codec is None:
             raise self.failed("no decoder for its video stream")
-        if codec.width * codec.height > MAX_PIXELS:
-            raise self.failed(f"declares {codec.width}x{codec.height} pixels, at most {MAX_PIXELS} are decoded")
-        codec.options = {"max_pixels": str(MAX_PIXELS)}
+        most = self.limits.max_pixels
+        if codec.width * codec.height > most:
+            raise self.failed(f"declares {codec.width}x{codec.height} pixels, at most {most} are decoded (max_pixels)")
+        codec.options = {"max_pixels": str(most)}
         codec.thread_type, codec.thread_count = "AUTO", self.threads
         self.stream, self.index, self.time_base = stream, stream.index, stream.time_base
         self.step = 1 / ((stream.average_rate or stream.guessed_rate or 25) * stream.time_base)
@@ -249,6 +245,9 @@ class _Video(Timeline):
         if kind == "avi" and stated is not None:  # FFmpeg guesses the duration of one that is cut, but not its frames
             stated = max(stated, math.floor(self.stream.frames * self.step))
         last = self.find_end(stated)
+        if self.seconds(self.end) > self.limits.max_seconds:
+            length = f"{self.seconds(self.end):.0f} s long"
+            raise self.failed(f"{length}, at most {self.limits.max_seconds:.0f} s are read (max_seconds)")
         reached = self.seconds(last if self.stream.duration is None else self.end)
         if stated is not None and self.seconds(stated) > reached + float(self.step * self.time_base) + 0.01:
             states = f"the file states {self.seconds(stated):.2f} s but ends after {reached:.2f} s"
@@ -256,11 +255,11 @@ class _Video(Timeline):
         if kind == "mpegts" and all(self.container.size % size for size in (188, 192, 204)):
             self.notes.append("the file ends within a transport packet: it may be truncated")
 
-    def scale_to(self, size: tuple[int, int] | None, shortest_side: int | None) -> None:
-        """Set the size of the pictures handed out."""
+    def scale_to(self, size: tuple[int, int] | None, shortest_side: int | None, num_frames: int) -> None:
+        """Set the size of the pictures handed out, unless so many of them would take too much memory."""
         if size is not None and shortest_side is not None:
             raise ValueError(f"give size or shortest_side, not both, got {size} and {shortest_side}")
-        if size is not None and (len(size) != 2 or min(size) < 1 or size[0] * size[1] > MAX_PIXELS):
+        if size is not None and (len(size) != 2 or min(size) < 1):
             raise ValueError(f"size must be (height, width), each at least 1 pixel, got {size}")
         if shortest_side is not None and shortest_side < 1:
             raise ValueError(f"shortest_side must be at least 1 pixel, got {shortest_side}")
@@ -269,6 +268,10 @@ class _Video(Timeline):
             share = Fraction(shortest_side, min(height, width))
             size = (max(1, round(height * share)), max(1, round(width * share)))
         self.size = size or self.size
+        taken, most = 3 * num_frames * self.size[0] * self.size[1], self.limits.max_bytes
+        if taken > most:
+            sized = f"{num_frames} frames of {self.size[1]}x{self.size[0]}"
+            raise self.failed(f"{sized} pixels take {taken} bytes, at most {most} are read (max_bytes)")
 
     def read(self, frames: Iterable[Timed], end: Fraction) -> dict[Ticks, np.ndarray]:
         """(H, W, 3) pictures of decoded frames by the time at which they come on screen, if before ``end``."""
@@ -334,6 +337,10 @@ class _Video(Timeline):
             if not isinstance(error, EOFError):
                 self._count(error)
             return None
+        self.num_decoded += len(frames)
+        if self.num_decoded > self.limits.max_decoded_frames:
+            most = self.limits.max_decoded_frames
+            raise self.failed(f"more than {most} frames to decode for those asked for (max_decoded_frames)")
         for frame in frames:
             if frame.is_corrupt:
                 self.damage["a frame with concealed errors"] += 1
@@ -355,44 +362,3 @@ def _orientation(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     if abs(matrix[1]) > abs(matrix[0]):
         return 0, b, c or -b, 0
     return a or 1, 0, 0, d or 1
-
-
-def _open_container(path: VideoPath) -> Any:
-    """Open a local file: the formats of FORMATS, no other protocol."""
-    source: Any = path
-    if hasattr(path, "read"):
-        source.seek(0)
-    else:
-        source = f"file:{local_file(path)}"  # so that a colon in the name is no protocol
-    options = {"protocol_whitelist": "file", "format_whitelist": FORMATS, "max_pixels": str(MAX_PIXELS)}
-    return av.open(source, options=options, metadata_errors="replace")
-
-
-def _words(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
-
-
-def _decoder_log(path: VideoPath, most: int = 3) -> list[str]:
-    """What FFmpeg logs as errors when it opens a file that failed and decodes its beginning."""
-    # off otherwise: each line of a codec thread would wait for the interpreter; what other threads log is dropped
-    with _log_lock, av.logging.Capture(local=False), av.logging.Capture() as lines:
-        level, skips = av.logging.get_level(), av.logging.get_skip_repeated()
-        av.logging.set_skip_repeated(False)  # it compares with whatever line came last, of any thread
-        av.logging.set_level(av.logging.ERROR)
-        try:
-            with _open_container(path) as container:
-                stream = container.streams.video[0]
-                stream.codec_context.thread_count = 1
-                for packet in islice(container.demux(stream), 8):
-                    packet.decode()
-        except (*FAILURES, AttributeError):
-            pass
-        finally:
-            if level is None:  # by way of FFmpeg's own callback, kept quiet, until lines of other threads have passed
-                av.logging.set_libav_level(av.logging.PANIC)
-                av.logging.restore_default_callback()
-                time.sleep(0.005)
-                av.logging.set_libav_level(av.logging.INFO)
-            av.logging.set_level(level)
-            av.logging.set_skip_repeated(skips)
-    return list(dict.fromkeys(shorten(f"{name}: {text}", 160) for _, name, text in lines))[:most]

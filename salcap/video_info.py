@@ -17,6 +17,28 @@ FORMATS = (
 )
 
 
+@dataclass(frozen=True)
+class VideoLimits:
+    """What one file may cost before it is given up with a `VideoDecodeError`: headers and compressed data can lie.
+
+    Attributes:
+        max_pixels: of a decoded frame.
+        max_bytes: of all frames that are handed out together.
+        max_seconds: length of the video.
+        max_decoded_frames: frames decoded to find those asked for.
+    """
+
+    max_pixels: int = 8192 * 8192
+    max_bytes: int = 2**31
+    max_seconds: float = 30 * 86400.0
+    max_decoded_frames: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value}")
+
+
 class VideoDecodeError(RuntimeError):
     """A file that gives no frame; the message names it and repeats the decoder's own words.
 

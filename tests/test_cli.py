@@ -238,3 +238,74 @@ def test_train_names_a_wrong_key(tmp_path):
     result = run("train", tmp_path / "c.yaml")
     assert result.exit_code == 2
     assert "did you mean 'output'" in result.stderr
+
+
+@pytest.fixture
+def clips(tmp_path) -> Path:
+    clips = tmp_path / "clips"
+    (clips / "below").mkdir(parents=True)
+    for name in ("a.mp4", "b.mp4", "below/c.mp4"):
+        (clips / name).symlink_to(SAMPLE)
+    (clips / "list.mp4").write_text(f"ffconcat version 1.0\nfile '{SAMPLE}'\n")
+    return clips
+
+
+def test_caption_goes_on_with_its_output_and_exports_it(folder, clips, tmp_path):
+    out, table = tmp_path / "out.jsonl", tmp_path / "out.csv"
+    options = ("--model", folder, "--num-frames", 1, "--workers", 0, "--output", out)
+    first = run("caption", clips / "b.mp4", *options)
+    assert first.exit_code == 0, first.output
+    record = out.read_text()
+    result = run("caption", clips, "--recursive", *options, "--export", table, "--export", tmp_path / "out.json")
+    assert result.exit_code == 1
+    assert [line.split("\t")[0] for line in result.stdout.splitlines()] == [
+        str(clips / name) for name in ("a.mp4", "below/c.mp4")
+    ]
+    assert "1 of 4 videos were done before or by others" in result.stderr
+    assert "1 of 4 videos failed: VideoDecodeError 1" in result.stderr
+    assert out.read_text().startswith(record)
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [Path(r["id"]).name for r in records] == ["b.mp4", "a.mp4", "c.mp4", "list.mp4"]
+    assert len(table.read_text().splitlines()) == 5
+    assert len(json.loads((tmp_path / "out.json").read_text())) == 3
+    other = run("caption", clips, *options, "--num-beams", 2)
+    assert other.exit_code == 2
+    assert "made with other settings (num_beams: none, now 2)" in " ".join(other.stderr.split())
+    assert len(out.read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("launched", [True, False])
+def test_caption_in_shards(folder, clips, tmp_path, monkeypatch, launched):
+    out = tmp_path / "out.jsonl"
+    for part in (1, 2):
+        options = () if launched else ("--shard", f"{part}/2")
+        for name, value in (("RANK", part - 1), ("WORLD_SIZE", 2)) if launched else ():
+            monkeypatch.setenv(name, str(value))
+        arguments = ("--model", folder, "--num-frames", 1, "--workers", 0, "--output", out)
+        assert not out.exists()
+        result = run("caption", clips / "*.mp4", *arguments, *options)
+        assert result.exit_code == (0 if part == 1 and launched else 1)  # list.mp4 fails, in part 1
+    assert "1 of 3 videos failed" in result.stderr
+    assert [Path(json.loads(line)["id"]).name for line in out.read_text().splitlines()] == [
+        "a.mp4",
+        "b.mp4",
+        "list.mp4",
+    ]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--shard", "half"), "--shard must be I/N"),
+        (("--shard", "3/2", "--output", "x.jsonl"), "got 3 of 2"),
+        (("--shard", "1/2"), "shards need an output"),
+        (("--export", "x.csv"), "give --output with a .jsonl file"),
+        (("--export", "x.vtt", "--output", "x.jsonl"), "allowed: .csv, .json, .parquet"),
+    ],
+)
+def test_wrong_use_of_the_corpus_runner(folder, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    result = run("caption", SAMPLE, "--model", folder, *arguments)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+    assert list(tmp_path.iterdir()) == []

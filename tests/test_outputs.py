@@ -1,71 +1,103 @@
-"""Caption files."""
+"""Records as files for other programs."""
 
 from __future__ import annotations
 
+import csv
 import json
 
 import pytest
 
 from salcap.caption import Caption
-from salcap.outputs import CaptionFile, check_output
+from salcap.outputs import check_output, export_records
 
 GOOD = Caption("a <b> & c \u2014 caf\u00e9", "a.mp4", 1.25, 3725.0005, frame_pts_seconds=(1.5,))
-BAD = Caption(None, "b.mp4", error="cannot read")
+BAD = Caption(None, "b.mp4", error="cannot read", error_class="VideoDecodeError")
+SLY = Caption("one\n\n00:00:00.000 --> 00:00:09.000\r\ntwo", "c.mp4", 0.0, 1.0)
 
 
-def write_captions(path, captions, **options):
-    with CaptionFile.opened(path, 1, **options) as file:
-        for caption in captions:
-            file.write(caption)
-
-
-def test_jsonl_holds_every_record(tmp_path):
-    write_captions(tmp_path / "out.jsonl", [GOOD, BAD])
-    records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert records[0]["caption"] == GOOD.text
-    assert records[0]["frame_pts_seconds"] == [1.5]
-    assert (records[1]["path"], records[1]["caption"], records[1]["error"]) == ("b.mp4", None, "cannot read")
-
-
-def test_what_came_before_a_crash_is_in_the_file(tmp_path):
-    path = tmp_path / "out.jsonl"
-
-    def crash() -> None:
-        with CaptionFile.opened(path, 2) as file:
-            file.write(GOOD)
-            assert len(path.read_text().splitlines()) == 1  # at once, not when the file is closed
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        crash()
-    assert json.loads(path.read_text())["caption"] == GOOD.text
+def records(*captions):
+    return [{"id": f"{number}", **caption.to_dict()} for number, caption in enumerate(captions)]
 
 
 def test_vtt(tmp_path):
-    write_captions(tmp_path / "out.vtt", [GOOD])
+    export_records(records(GOOD, BAD), tmp_path / "out.vtt")
     assert (tmp_path / "out.vtt").read_text(encoding="utf-8") == (
         "WEBVTT\n\n00:00:01.250 --> 01:02:05.000\na &lt;b&gt; &amp; c \u2014 caf\u00e9\n\n"
     )
 
 
 def test_srt(tmp_path):
-    write_captions(tmp_path / "out.srt", [GOOD, BAD])
-    assert (tmp_path / "out.srt").read_text(encoding="utf-8") == (
-        "1\n00:00:01,250 --> 01:02:05,000\na <b> & c \u2014 caf\u00e9\n\n"
-    )
+    export_records(records(GOOD, BAD, GOOD), tmp_path / "out.srt")
+    cue = "00:00:01,250 --> 01:02:05,000\na <b> & c \u2014 caf\u00e9\n\n"
+    assert (tmp_path / "out.srt").read_text(encoding="utf-8") == f"1\n{cue}2\n{cue}"
+
+
+@pytest.mark.parametrize("suffix, arrow", [(".vtt", "--&gt;"), (".srt", "-->")])
+def test_a_caption_makes_no_cue_of_its_own(tmp_path, suffix, arrow):
+    export_records(records(SLY), tmp_path / f"out{suffix}")
+    assert (tmp_path / f"out{suffix}").read_text().endswith(f"\none 00:00:00.000 {arrow} 00:00:09.000 two\n\n")
+
+
+def test_coco_results(tmp_path):
+    named = [{**record, "id": name} for record, name in zip(records(GOOD, BAD, SLY), ("42", "9", "007"), strict=True)]
+    export_records(named, tmp_path / "out.json")
+    assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8")) == [
+        {"image_id": 42, "caption": GOOD.text},
+        {"image_id": "007", "caption": SLY.text},
+    ]
+
+
+@pytest.mark.parametrize("start", "=+-@\t\r")
+def test_csv_holds_no_formula(tmp_path, start):
+    text = f'{start}HYPERLINK("http://x", "a")'
+    export_records(records(Caption(text, text, 0.0, 1.0, score=-1.5), BAD), tmp_path / "out.csv")
+    with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
+        good, bad = csv.DictReader(file)
+    assert (good["caption"], good["path"], good["score"]) == (f"'{text}", f"'{text}", "-1.5")
+    assert (bad["caption"], bad["error_class"], bad["error"]) == ("", "VideoDecodeError", "cannot read")
+
+
+def test_parquet(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    export_records(records(GOOD, BAD), tmp_path / "out.parquet")
+    rows = parquet.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [(row["id"], row["caption"], row["start_seconds"]) for row in rows] == [
+        ("0", GOOD.text, 1.25),
+        ("1", None, None),
+    ]
+
+
+def test_an_export_that_fails_leaves_the_old_file(tmp_path):
+    path = tmp_path / "out.csv"
+    path.write_text("kept")
+
+    def broken():
+        yield records(GOOD)[0]
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        export_records(broken(), path)
+    assert path.read_text() == "kept"
+    assert [file.name for file in tmp_path.iterdir()] == ["out.csv"]
 
 
 @pytest.mark.parametrize(
-    "name, num_videos, message",
+    "name, num_items, message",
     [
         ("out.txt", 1, "'.txt', allowed: .jsonl, .vtt, .srt"),
         ("out.vtt", 2, "belong to one video, got 2"),
         ("missing/out.jsonl", 1, "does not exist"),
-        ("there.jsonl", 1, "--overwrite"),
+        ("there.vtt", 1, "--overwrite"),
     ],
 )
-def test_check_output_fails(tmp_path, name, num_videos, message):
-    (tmp_path / "there.jsonl").touch()
+def test_check_output_fails(tmp_path, name, num_items, message):
+    (tmp_path / "there.vtt").touch()
     with pytest.raises(ValueError, match=message):
-        check_output(tmp_path / name, num_videos)
-    assert check_output(tmp_path / "there.jsonl", 5, overwrite=True) == tmp_path / "there.jsonl"
+        check_output(tmp_path / name, (".jsonl", ".vtt", ".srt"), num_items)
+    assert check_output(tmp_path / "there.vtt", (".vtt",), 1, overwrite=True) == tmp_path / "there.vtt"
+
+
+def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    with pytest.raises(ImportError, match=r"salcap\[parquet\]"):
+        check_output(tmp_path / "out.parquet", (".parquet",), 1)

@@ -13,7 +13,7 @@ import torch
 
 import salcap
 from salcap import SaliencyCaptioner, Weighting
-from salcap.pipeline import resolve_weighting
+from salcap.config import resolve_weighting
 from salcap.sampling import presample_size
 
 SAMPLE = Path(__file__).resolve().parents[1] / "data" / "sample.mp4"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,12 +22,14 @@ from salcap.cli.captioning import (
     Zoom,
     load_captioner,
 )
-from salcap.cli.console import AsJson, app, fail, given, progress_bar, say, wrong_use
+from salcap.cli.console import AsJson, app, given, progress_bar, say, wrong_use
 
 
 @app.command()
 def caption(
-    videos: Annotated[list[Path], typer.Argument(help="Video files, or folders of them.")],
+    videos: Annotated[
+        list[str], typer.Argument(help="Video files, folders, glob patterns, manifests (.txt, .jsonl, .csv).")
+    ],
     num_frames: Annotated[
         int | None,
         typer.Option(min=1, help="Frames to look at; default: 8, or the model's most."),
@@ -46,48 +51,108 @@ def caption(
     model: Model = "salcap-mini",
     revision: Revision = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
-    output: Annotated[Path | None, typer.Option(help="Write captions to a .jsonl, .vtt or .srt file.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="A .jsonl file, with which the same command goes on; of one video .vtt or .srt.")
+    ] = None,
+    export: Annotated[
+        list[Path] | None, typer.Option(help="When all is done, write the records as .csv, .json (COCO) or .parquet.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing output file.")] = False,
+    recursive: Annotated[bool, typer.Option(help="Also videos in folders below.")] = False,
+    retry_failed: Annotated[bool, typer.Option(help="Caption again what failed in earlier runs.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Clips that the model takes at once.")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that read; default: half of the cores, for one video 0.")
+    ] = None,
+    time_limit: Annotated[float, typer.Option(min=0.001, help="Seconds for reading one clip.")] = 300.0,
+    shard: Annotated[str | None, typer.Option(help="I/N: the I-th of N parts; the last one done merges them.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Caption videos; exit status 1 if any of them failed."""
-    from salcap.outputs import CaptionFile
+    from salcap.corpus import caption_corpus
+    from salcap.manifest import find_items
+    from salcap.outputs import SUBTITLES, check_output, export_records
+    from salcap.records import read_records
 
-    paths = _expand(videos)
-    with wrong_use(), CaptionFile.opened(output, len(paths), overwrite) as file:
-        captioner = load_captioner(
-            model, revision, saliency, mode, policy, keep_ratio, max_visual_tokens, min_keep, zoom, device
-        )
-        generation = given(num_beams=num_beams, max_new_tokens=max_new_tokens)
-        failed = 0
-        with progress_bar(len(paths), "captioning") as advance:
-            for path in paths:
-                result = captioner.caption_batch([path], num_frames, start, end, frames, **generation)[0]
-                file.write(result)
-                advance(1)
-                for warning in result.warnings:
-                    say(f"warning: {path}: {warning}")
-                if result.error is not None:
-                    failed += 1
-                    say(f"error: {result.error}")
+    exports = export or []
+    said: list[dict[str, Any]] = []
+    with wrong_use():
+        part, parts, device, launched = _place(shard, device)
+        items = find_items(videos, recursive, start, end)
+        if output is not None:
+            check_output(output, (".jsonl", *SUBTITLES), len(items), overwrite)
+        keeps = output is not None and output.suffix == ".jsonl"
+        for path in exports:
+            check_output(path, (".csv", ".json", ".parquet"), len(items), overwrite)
+        if exports and not keeps:
+            raise ValueError(f"--export {exports[0]} is made of the records: give --output with a .jsonl file")
+
+        with ExitStack() as stack:
+            advance: Any = None
+
+            def load() -> Any:
+                nonlocal advance
+                captioner = load_captioner(
+                    model, revision, saliency, mode, policy, keep_ratio, max_visual_tokens, min_keep, zoom, device
+                )
+                advance = stack.enter_context(progress_bar(len(items), "captioning"))
+                return captioner
+
+            def report(record: dict[str, Any], done: int, total: int) -> None:
+                advance(1, total)
+                for warning in record["warnings"]:
+                    say(f"warning: {record['path']}: {warning}")
+                if record["error"] is not None:
+                    say(f"error: {record['error']}")
                 if as_json:
-                    print(json.dumps(result.to_dict(), ensure_ascii=False), flush=True)
-                elif result.text is not None:
-                    print(result.text if len(paths) == 1 else f"{path}\t{result.text}", flush=True)
-    if failed:
-        say(f"{failed} of {len(paths)} videos failed")
-        raise typer.Exit(1)
+                    print(json.dumps(record, ensure_ascii=False), flush=True)
+                elif record["caption"] is not None:
+                    print(record["caption"] if len(items) == 1 else f"{record['id']}\t{record['caption']}", flush=True)
+                if output is not None and not keeps:
+                    said.append(record)
+
+            try:
+                summary = caption_corpus(
+                    load,
+                    items,
+                    output if keeps else None,
+                    num_frames=num_frames,
+                    frames=frames,
+                    batch_size=batch_size,
+                    num_workers=0 if workers is None and len(items) == 1 else workers,
+                    time_limit=time_limit,
+                    shard=(part, parts),
+                    overwrite=overwrite,
+                    retry_failed=retry_failed,
+                    progress=report,
+                    **given(num_beams=num_beams, max_new_tokens=max_new_tokens),
+                )
+            except KeyboardInterrupt:
+                say("stopped; the same command goes on" if keeps else "stopped; with --output X.jsonl it could go on")
+                raise typer.Exit(130) from None
+        if output is not None and said:
+            export_records(said, output)
+        if summary.records is not None:
+            for path in exports:
+                export_records(read_records(summary.records), path)
+    if summary.num_new < summary.num_items:
+        say(f"{summary.num_items - summary.num_new} of {summary.num_items} videos were done before or by others")
+    if summary.errors:
+        classes = ", ".join(f"{name} {count}" for name, count in summary.errors.items())
+        say(f"{summary.num_failed} of {summary.num_items} videos failed: {classes}")
+        if not launched or summary.records is not None:  # a launcher ends all processes where one reports failure
+            raise typer.Exit(1)
 
 
-def _expand(videos: list[Path]) -> list[Path]:
-    """Folders become the files right inside them, by name; hidden files are left out."""
-    paths: list[Path] = []
-    for video in videos:
-        if video.is_dir():
-            inside = sorted(p for p in video.iterdir() if not p.is_dir() and not p.name.startswith("."))
-            if not inside:
-                fail(f"folder {video} holds no files")
-            paths += inside
-        else:
-            paths.append(video)
-    return paths
+def _place(shard: str | None, device: str | None) -> tuple[int, int, str | None, bool]:
+    """This process's part, of how many, and its device: by ``--shard``, or by a launcher such as accelerate (True)."""
+    rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    if processes > 1:
+        if shard is not None:
+            raise ValueError(f"give --shard or launch several processes, got {shard} and {processes} processes")
+        local = os.environ.get("LOCAL_RANK", "0")
+        return rank + 1, processes, f"cuda:{local}" if device == "cuda" else device, True
+    found = re.fullmatch(r"(\d+)/(\d+)", shard or "1/1")
+    if not found:
+        raise ValueError(f"--shard must be I/N with I from 1 to N, got {shard!r}")
+    return int(found[1]), int(found[2]), device, False

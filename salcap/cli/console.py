@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 app = typer.Typer(
     help="Video captioning with a saliency front-end.",
@@ -43,13 +53,33 @@ def say(message: str) -> None:
 
 @contextmanager
 def progress_bar(total: int, label: str) -> Iterator[Any]:
-    """A bar on standard error that vanishes when done, and nothing where that is no terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    """A bar on standard error that vanishes when done; a line a minute where that is no terminal.
+
+    Yields ``advance(count, total=None)``.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    started = said = time.monotonic()
     with Progress(
         *columns, console=_errors, transient=True, redirect_stdout=False, disable=not _errors.is_terminal
     ) as bar:
         task = bar.add_task(label, total=total)
-        yield lambda count: bar.advance(task, count)
+
+        def advance(count: int, total: int | None = None) -> None:
+            nonlocal said
+            bar.update(task, advance=count, total=total)
+            now, state = time.monotonic(), bar.tasks[0]
+            if not _errors.is_terminal and now - said >= 60 and state.total:
+                said, rate = now, state.completed / (now - started)
+                left = (state.total - state.completed) / rate
+                reached = f"{state.completed:.0f} of {state.total:.0f}"
+                say(f"{label}: {reached}, {rate:.2f} a second, {left / 60:.0f} min left")
+
+        yield advance
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:.1f}/s")
 
 
 def number(value: float | None) -> str:

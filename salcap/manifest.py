@@ -1,0 +1,142 @@
+"""What to caption: items from folders, glob patterns and manifests (.txt, .jsonl, .csv)."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MANIFESTS = (".txt", ".jsonl", ".csv")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One clip of a corpus.
+
+    Attributes:
+        id: its name in the records; "": the path, with the clip's times as a media fragment (``a.mp4#t=5,10``).
+        start_seconds, end_seconds: the part of the video; None: from its start, to its end.
+    """
+
+    path: str
+    id: str = ""
+    start_seconds: float | None = None
+    end_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        start, end = self.start_seconds or 0.0, math.inf if self.end_seconds is None else self.end_seconds
+        if not 0 <= start < end:
+            times = f"{self.start_seconds} to {self.end_seconds} s"
+            raise ValueError(f"a clip must start at 0 s or later and end after its start, got {times}")
+        if not self.id:
+            ends = [f"{seconds:.10g}" if seconds else "" for seconds in (self.start_seconds, self.end_seconds)]
+            object.__setattr__(self, "id", f"{self.path}#t={','.join(ends).rstrip(',')}" if any(ends) else self.path)
+
+
+def find_items(
+    sources: Iterable[str | os.PathLike[str]],
+    recursive: bool = False,
+    start_seconds: float | None = None,
+    end_seconds: float | None = None,
+) -> list[Item]:
+    """Items of video files, folders, glob patterns (``**`` for any depth) and manifests.
+
+    Folders give the files right inside them, with ``recursive`` also those of folders below, by name and without
+    hidden ones. ``start_seconds`` and ``end_seconds`` are for items that name no times of their own.
+
+    Raises:
+        ValueError: a folder or pattern that holds no files, a wrong manifest, an id that comes twice.
+    """
+    items: list[Item] = []
+    for named in sources:
+        source = os.fspath(named)
+        path = Path(source)
+        if path.is_dir():
+            items += [Item(str(file)) for file in _files_in(path, recursive)]
+        elif path.suffix in MANIFESTS and path.is_file():
+            items += read_manifest(path)
+        elif glob.has_magic(source) and not path.exists():
+            found = sorted(file for file in glob.glob(source, recursive=True) if not os.path.isdir(file))
+            if not found:
+                raise ValueError(f"no file matches {source}")
+            items += map(Item, found)
+        else:
+            items.append(Item(str(path) if "://" not in source else source))
+    if start_seconds is not None or end_seconds is not None:
+        items = [
+            Item(item.path, item.id if item.id != item.path else "", start_seconds, end_seconds)
+            if (item.start_seconds, item.end_seconds) == (None, None)
+            else item
+            for item in items
+        ]
+    return check_unique(items)
+
+
+def check_unique(items: Sequence[Item]) -> list[Item]:
+    seen: set[str] = set()
+    for item in items:
+        if item.id in seen:
+            raise ValueError(f"item {item.id!r} comes twice; ids must differ")
+        seen.add(item.id)
+    return list(items)
+
+
+def _files_in(folder: Path, recursive: bool) -> list[Path]:
+    paths = folder.rglob("*") if recursive else folder.iterdir()
+    hidden = len(folder.parts)
+    files = sorted(
+        path for path in paths if not path.is_dir() and not any(part.startswith(".") for part in path.parts[hidden:])
+    )
+    if not files:
+        below = "" if recursive or not any(folder.iterdir()) else " (those in folders below need --recursive)"
+        raise ValueError(f"folder {folder} holds no files{below}")
+    return files
+
+
+def read_manifest(path: str | Path) -> list[Item]:
+    """Items of a file: .txt with a path a line; .jsonl or .csv with ``path`` and, where they are given, ``id``,
+    ``start_seconds`` and ``end_seconds``. Other keys are left alone; paths are relative to the manifest's folder.
+
+    Raises:
+        ValueError: not such a file; the message names the line.
+    """
+    path = Path(path)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows: list[tuple[int, Any]]
+            if path.suffix == ".csv":
+                reader = csv.DictReader(file)
+                rows = [(reader.line_num, row) for row in reader]
+            elif path.suffix == ".jsonl":
+                rows = [(number, json.loads(line)) for number, line in enumerate(file, 1) if line.strip()]
+            else:
+                names = ((number, line.rstrip("\r\n")) for number, line in enumerate(file, 1))
+                rows = [(number, {"path": name}) for number, name in names if name.strip()]
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"manifest {path} cannot be read as {path.suffix}: {error}") from error
+    if not rows:
+        raise ValueError(f"manifest {path} names no videos")
+    return [_item(row, path.parent, f"manifest {path}, line {number}") for number, row in rows]
+
+
+def _item(row: Any, folder: Path, where: str) -> Item:
+    name = row.get("path") if isinstance(row, dict) else None
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{where}: expected a path, got {row!r}")
+    times: list[float | None] = []
+    for key in ("start_seconds", "end_seconds"):
+        value = row.get(key)
+        try:
+            times.append(None if value in (None, "") else float(value))
+        except (TypeError, ValueError):
+            raise ValueError(f"{where}: {key} must be a number of seconds, got {value!r}") from None
+    try:
+        return Item(name if "://" in name else str(folder / name), str(row.get("id") or ""), *times)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error

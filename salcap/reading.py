@@ -1,0 +1,241 @@
+"""ReaderPool: videos are read ahead, in processes that can be killed, so that a codec's crash costs one video.
+
+A process gets requests as JSON lines on its standard input and answers with a JSON line and raw pixels. Nothing is
+unpickled: a codec taken over by a crafted file has no way into this process. It ends when its input does, in the
+middle of a file too, so that none outlives a run that is killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from importlib import import_module
+from typing import Any, BinaryIO
+
+import torch
+
+from salcap.frames import Frames
+from salcap.video import DEFAULT_LIMITS, VideoLimits, read_frames
+
+MEMORY_BYTES = 4 * 2**30  # of data that a reading process may hold, where the system can say so (Linux)
+
+
+class ReadError(RuntimeError):
+    """A clip that could not be read.
+
+    Attributes:
+        error_class: name of the error raised in the reading process; ``ReadTimeout`` or ``ReaderDied`` where the
+            process itself was ended.
+    """
+
+    def __init__(self, error_class: str, message: str) -> None:
+        super().__init__(message)
+        self.error_class = error_class
+
+
+class ReaderPool:
+    """Reads clips ahead of their use.
+
+    Args:
+        num_workers: processes; 0 reads in a thread of this process, which nothing can kill.
+        time_limit: seconds for each clip, then its process is killed; None: no limit.
+        reader: as `read_frames`; a function that a new process can import.
+
+    Raises:
+        ValueError: a time limit without a process.
+    """
+
+    def __init__(
+        self,
+        num_workers: int,
+        time_limit: float | None = None,
+        limits: VideoLimits = DEFAULT_LIMITS,
+        reader: Callable[..., Frames] = read_frames,
+    ) -> None:
+        if num_workers == 0 and time_limit is not None:
+            raise ValueError(f"a time limit of {time_limit} s needs num_workers of at least 1, got 0")
+        self._limits, self._reader = limits, reader
+        self.num_workers = num_workers
+        self._threads = ThreadPoolExecutor(max(num_workers, 1))
+        self._workers = [_Worker(reader, time_limit, limits.max_bytes) for _ in range(num_workers)]
+        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        for worker in self._workers:
+            self._idle.put(worker)
+
+    def __enter__(self) -> ReaderPool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Drop what was asked for, and end the processes."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for worker in self._workers:
+            worker.close()
+        self._threads.shutdown()
+
+    def submit(self, path: str, count: int, start: float | None, end: float | None, **options: Any) -> Future[Frames]:
+        """Read ``count`` frames of a clip; the future raises a `ReadError` where that fails."""
+        if not self._workers:
+            return self._threads.submit(self._reader, path, count, start, end, limits=self._limits, **options)
+        request = {"args": [path, count, start, end], "options": options, "limits": asdict(self._limits)}
+        return self._threads.submit(self._read, request)
+
+    def _read(self, request: dict[str, Any]) -> Frames:
+        worker = self._idle.get()
+        try:
+            return worker.read(request)
+        finally:
+            self._idle.put(worker)
+
+
+class _Worker:
+    """One reading process, started again after its death."""
+
+    def __init__(self, reader: Callable[..., Frames], time_limit: float | None, max_bytes: int) -> None:
+        self._reader, self._time_limit, self._max_bytes = reader, time_limit, max_bytes
+        self._closed = False
+        self._start()
+
+    def _start(self) -> None:
+        name = f"{self._reader.__module__}:{self._reader.__qualname__}"
+        self._ready = False
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "salcap.reading", name, str(MEMORY_BYTES)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            start_new_session=True,  # Ctrl-C is for the run, which ends its workers
+        )
+        if self._closed:
+            self._process.kill()
+
+    def close(self) -> None:
+        self._closed = True
+        self._process.kill()
+        self._process.wait()
+
+    def read(self, request: dict[str, Any]) -> Frames:
+        if self._process.poll() is not None:
+            self._start()
+        answers, requests = self._process.stdout, self._process.stdin
+        assert answers is not None
+        assert requests is not None
+        if not self._ready and not answers.readline():
+            raise ReadError("ReaderDied", f"the reading process did not start ({self._death()})")
+        self._ready = True
+        expired = threading.Event()
+        timer = threading.Timer(self._time_limit or 0, self._expire, [expired])
+        if self._time_limit is not None:
+            timer.start()
+        try:
+            requests.write(json.dumps(request).encode() + b"\n")
+            requests.flush()
+            answer = json.loads(answers.readline())
+            pixels = bytearray()
+            if "error_class" not in answer:
+                pixels = _read_exactly(answers, answer.pop("num_bytes"), self._max_bytes)
+        except (EOFError, OSError, ValueError):  # no whole answer: the process is gone
+            self._process.kill()
+            if expired.is_set():
+                words = f"not read within the time limit of {self._time_limit:g} s"
+                raise ReadError("ReadTimeout", f"{request['args'][0]}: {words}") from None
+            words = f"the reading process died ({self._death()})"
+            raise ReadError("ReaderDied", f"{request['args'][0]}: {words}") from None
+        finally:
+            timer.cancel()
+            if self._time_limit is not None:
+                timer.join()
+            if expired.is_set():
+                self._process.wait()
+        if "error_class" in answer:
+            raise ReadError(answer["error_class"], answer["message"])
+        shape, clip = answer.pop("shape"), answer.pop("clip_seconds")
+        return Frames(
+            torch.frombuffer(pixels, dtype=torch.uint8).reshape(shape),
+            warnings=tuple(answer.pop("warnings")),
+            clip_seconds=None if clip is None else tuple(clip),
+            **answer,
+        )
+
+    def _expire(self, expired: threading.Event) -> None:
+        expired.set()
+        self._process.kill()
+
+    def _death(self) -> str:
+        code = self._process.wait()
+        return f"exit status {code}" if code >= 0 else signal.Signals(-code).name
+
+
+def _read_exactly(file: Any, num_bytes: int, max_bytes: int) -> bytearray:
+    if num_bytes > max_bytes:
+        raise ValueError(f"{num_bytes} bytes, at most {max_bytes} are taken")
+    buffer = bytearray(num_bytes)
+    view = memoryview(buffer)
+    while view:
+        count = file.readinto(view)
+        if not count:
+            raise EOFError(f"{len(view)} bytes are missing")
+        view = view[count:]
+    return buffer
+
+
+def _answer(reader: Callable[..., Frames], request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    options = {name: tuple(value) if name == "size" else value for name, value in request["options"].items()}
+    try:
+        frames = reader(*request["args"], limits=VideoLimits(**request["limits"]), **options)
+    except Exception as error:
+        return {"error_class": type(error).__name__, "message": str(error) or type(error).__name__}, b""
+    pixels = frames.pixels.contiguous().numpy().tobytes()
+    header = {
+        "num_bytes": len(pixels),
+        "shape": list(frames.pixels.shape),
+        "pts_seconds": frames.pts_seconds.tolist(),
+        "source": frames.source,
+        "warnings": frames.warnings,
+        "clip_seconds": frames.clip_seconds,
+    }
+    return header, pixels
+
+
+def _serve(reader: Callable[..., Frames], answers: BinaryIO) -> None:
+    """Answer requests until standard input ends, which ends the process at once."""
+    requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    def take() -> None:
+        for line in sys.stdin.buffer:
+            requests.put(line)
+        os._exit(0)
+
+    threading.Thread(target=take, daemon=True).start()
+    answers.write(b"ready\n")
+    answers.flush()
+    for line in iter(requests.get, None):
+        header, pixels = _answer(reader, json.loads(line))
+        answers.write(json.dumps(header).encode() + b"\n")
+        answers.write(pixels)
+        answers.flush()
+
+
+def _main() -> None:
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever else prints goes to standard error
+    if sys.platform == "linux":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (int(sys.argv[2]),) * 2)
+    module, _, name = sys.argv[1].partition(":")
+    _serve(getattr(import_module(module), name), answers)
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,242 @@
+"""RecordFile: append-only JSON lines of a run that may be killed at any time and goes on without loss or duplicate."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+
+
+class RecordFile:
+    """One record for each item, by its ``id``; a failed item's record has an ``error_class``.
+
+    Beside ``captions.jsonl`` lies ``captions.jsonl.settings``: the settings of the run, and the lock that keeps a
+    second run away while this one works. Nothing is replaced or made before the first record is written.
+
+    Args:
+        settings: what decides the records, JSON-ready.
+        overwrite: replace an existing file instead of going on with it.
+        retry_failed: forget the failures of earlier runs.
+
+    Attributes:
+        outcomes: id -> None, or the class of its error, of every record.
+
+    Raises:
+        ValueError: the file is another run's at this moment, or was made with other settings, or is no run's at all.
+        OSError: the file or its folder cannot be written.
+    """
+
+    def __init__(
+        self, path: str | Path, settings: dict[str, Any], overwrite: bool = False, retry_failed: bool = False
+    ) -> None:
+        self.path, self.settings = Path(path), json.loads(json.dumps(settings))
+        self.outcomes: dict[str, str | None] = {}
+        self._file: int | None = None
+        self._size = 0
+        self._fresh = overwrite or not self.path.exists()
+        self._lock = _locked(self.path)
+        try:
+            if not self._fresh:
+                check_settings(self.path, self.settings)
+                self._go_on(retry_failed)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> RecordFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+        if not os.fstat(self._lock).st_size:  # nothing was begun
+            _settings_path(self.path).unlink(missing_ok=True)
+        os.close(self._lock)
+
+    def write(self, record: Record) -> None:
+        """Append one record, whole or not at all.
+
+        Raises:
+            OSError: it could not be written, as on a full disk; what was written before stays.
+        """
+        if self._file is None:
+            self._begin()
+        assert self._file is not None
+        line = (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "replace")
+        try:
+            left = memoryview(line)
+            while left:
+                left = left[os.write(self._file, left) :]
+        except OSError as error:
+            os.ftruncate(self._file, self._size)
+            kept = f"its {len(self.outcomes)} records are whole, and the same command goes on with them"
+            raise OSError(error.errno, f"cannot write {self.path}: {os.strerror(error.errno or 0)}; {kept}") from error
+        self._size += len(line)
+        self.outcomes[record["id"]] = record["error_class"]
+
+    def sync(self) -> None:
+        """Have the system write to the disk itself, against loss of power."""
+        if self._file is not None:
+            os.fsync(self._file)
+
+    def _begin(self) -> None:
+        if self._fresh:
+            self.path.unlink(missing_ok=True)
+            _write_settings(self._lock, self.settings)
+        self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+
+    def _go_on(self, retry_failed: bool) -> None:
+        """Take up the records that there are, without a last one that was torn."""
+        with self.path.open("rb+") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                self._size += len(line)
+            file.truncate(self._size)
+        for record in read_records(self.path):
+            self.outcomes[record["id"]] = record["error_class"]
+        failed = {item for item, error in self.outcomes.items() if error is not None}
+        if retry_failed and failed:
+            kept = (record for record in read_records(self.path) if record["id"] not in failed)
+            self._size = _replace_records(self.path, kept)
+            self.outcomes = {item: None for item in self.outcomes if item not in failed}
+
+
+def read_records(path: str | Path) -> Iterator[Record]:
+    """The records of a file, one at a time.
+
+    Raises:
+        ValueError: a line that is no record; the message names it.
+    """
+    with Path(path).open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                record = json.loads(line)
+                if not isinstance(record["id"], str) or "error_class" not in record:
+                    raise KeyError
+            except (ValueError, KeyError, TypeError):
+                raise ValueError(f"{path}, line {number} is no record of a run: {line[:80]!r}") from None
+            yield record
+
+
+def merge_records(parts: Sequence[Path], path: Path, ids: Collection[str]) -> bool:
+    """Write the records of a run's parts to one file, in the order of ``ids``, once there is one for each.
+
+    Any part may call it when it is done; the last one finds all complete.
+
+    Returns:
+        False where a part still lacks records, or another process is merging.
+
+    Raises:
+        ValueError: parts of different settings.
+    """
+    if not all(part.exists() for part in parts):
+        return False
+    settings = _read_settings(parts[0])
+    places: dict[str, tuple[int, int]] = {}
+    files = [part.open("rb") for part in parts]
+    try:
+        for number, (part, file) in enumerate(zip(parts, files, strict=True)):
+            check_settings(part, settings)
+            at = 0
+            for line in file:
+                if line.endswith(b"\n"):  # another process may be writing
+                    places[json.loads(line)["id"]] = (number, at)
+                at += len(line)
+        if not places.keys() >= set(ids):
+            return False
+        try:
+            lock = _locked(path)
+        except ValueError:
+            return False
+
+        def in_order() -> Iterator[Record]:
+            for item in ids:
+                number, at = places[item]
+                files[number].seek(at)
+                yield json.loads(files[number].readline())
+
+        try:
+            _replace_records(path, in_order())
+            _write_settings(lock, settings)
+        finally:
+            os.close(lock)
+        return True
+    finally:
+        for file in files:
+            file.close()
+
+
+def count_errors(outcomes: Collection[str | None]) -> dict[str, int]:
+    """How many items failed by class of error, the most frequent first."""
+    return dict(Counter(error for error in outcomes if error is not None).most_common())
+
+
+def _replace_records(path: Path, records: Iterator[Record]) -> int:
+    """Put records in a file's place at once; returns its size."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8", errors="replace") as file:
+            for record in records:
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+            size = os.fstat(file.fileno()).st_size
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return size
+
+
+def _settings_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.settings")
+
+
+def _locked(path: Path) -> int:
+    """The settings file of a record file, open and locked."""
+    import fcntl
+
+    file = os.open(_settings_path(path), os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        raise ValueError(f"another run is writing {path} at this moment") from None
+    return file
+
+
+def _write_settings(file: int, settings: dict[str, Any]) -> None:
+    os.ftruncate(file, 0)
+    os.pwrite(file, json.dumps(settings, indent=1).encode() + b"\n", 0)
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    stored = _settings_path(path)
+    try:
+        settings: dict[str, Any] = json.loads(stored.read_bytes())
+    except (FileNotFoundError, ValueError):
+        raise ValueError(
+            f"output {path} exists, and without its {stored.name} no run can go on with it; name another or pass "
+            "--overwrite"
+        ) from None
+    return settings
+
+
+def check_settings(path: Path, settings: dict[str, Any]) -> None:
+    stored = _read_settings(path)
+    missing = object()
+    for name in sorted(stored.keys() | settings.keys()):
+        before, now = stored.get(name, missing), settings.get(name, missing)
+        if before != now:
+            words = ", now ".join("none" if value is missing else repr(value) for value in (before, now))
+            raise ValueError(
+                f"output {path} was made with other settings ({name}: {words}); name another or pass --overwrite"
+            )

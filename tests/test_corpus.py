@@ -1,0 +1,216 @@
+"""Many videos: a record of each, whatever happens on the way."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import odd_readers
+import pytest
+import tiny_models
+import torch
+
+from salcap import SaliencyCaptioner, SaliencyModel
+from salcap.corpus import caption_corpus
+from salcap.manifest import Item
+from salcap.records import read_records
+
+NAMES = [f"slow{number}.mp4" for number in range(30)]
+FAST = {"num_frames": 4, "max_new_tokens": 4, "num_workers": 0, "reader": odd_readers.read}
+
+
+@pytest.fixture
+def captioner() -> SaliencyCaptioner:
+    tiny = tiny_models.mini()
+    return SaliencyCaptioner.from_pretrained(
+        tiny.model, tiny.processor, saliency="center", mode="prune", keep_ratio=0.5
+    )
+
+
+def captions(path: Path) -> dict[str, str | None]:
+    records = list(read_records(path))
+    assert len({record["id"] for record in records}) == len(records)  # no duplicate
+    return {record["id"]: record["caption"] for record in records}
+
+
+def test_one_record_each_in_order_and_the_same_as_by_hand(captioner, tmp_path):
+    seen = []
+    out = tmp_path / "out.jsonl"
+    items = ["a.mp4", Item("broken.mp4", "why"), Item("b.mp4", "b", 0.5, 2.0)]
+    summary = caption_corpus(captioner, items, out, batch_size=2, progress=lambda *step: seen.append(step), **FAST)
+    records = list(read_records(out))
+    assert [record["id"] for record in records] == ["a.mp4", "why", "b"]
+    assert [(step[0]["id"], *step[1:]) for step in seen] == [("a.mp4", 1, 3), ("why", 2, 3), ("b", 3, 3)]
+    assert (summary.num_items, summary.num_new, summary.num_failed) == (3, 3, 1)
+    assert summary.errors == {"VideoDecodeError": 1}
+    assert summary.records == out
+    assert records[1]["error"] == "cannot read video broken.mp4: made so"
+    frames = odd_readers.read("a.mp4", 4, None, None, limits=None, **captioner.read_options)
+    expected = captioner.caption(frames, num_frames=4, max_new_tokens=4)
+    assert records[0]["caption"] == expected.text
+    assert records[0]["frame_pts_seconds"] == list(expected.frame_pts_seconds)
+    assert records[0]["warnings"] == ["odd"]
+
+
+@pytest.mark.parametrize("frames", ["uniform", "saliency"])
+def test_reading_ahead_gives_what_caption_gives(captioner, frames):
+    sample = str(Path(__file__).resolve().parents[1] / "data" / "sample.mp4")
+    found = []
+    options = {"num_frames": 3, "frames": frames, "max_new_tokens": 4}
+    caption_corpus(captioner, [sample], num_workers=0, progress=lambda r, *_: found.append(r), **options)
+    expected = captioner.caption(sample, **options).to_dict()
+    for name in expected.keys() - {"timings"}:
+        assert found[0][name] == json.loads(json.dumps(expected))[name] or found[0][name] == expected[name], name
+
+
+def test_killed_at_any_moment_it_goes_on_without_loss_or_duplicate(captioner, tmp_path):
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    caption_corpus(captioner, NAMES, whole, **FAST)
+    moments, kills = random.Random(0), 0
+    for _ in range(40):
+        run = multiprocessing.get_context("fork").Process(
+            target=caption_corpus, args=(captioner, NAMES, out), kwargs=FAST
+        )
+        run.start()
+        before = out.stat().st_size if out.exists() else 0
+        while run.is_alive() and (not out.exists() or out.stat().st_size == before):
+            time.sleep(0.001)
+        time.sleep(moments.random() * 0.1)
+        if run.is_alive():
+            os.kill(run.pid, signal.SIGKILL)
+            kills += 1
+        run.join()
+        if run.exitcode == 0:
+            break
+    assert kills >= 2
+    assert captions(out) == captions(whole)
+    assert list(captions(out)) == NAMES
+    summary = caption_corpus(captioner, NAMES, out, **FAST)
+    assert (summary.num_items, summary.num_new, summary.num_failed) == (30, 0, 0)
+
+
+def test_a_reading_process_that_dies_or_hangs_costs_one_video(captioner, tmp_path):
+    out = tmp_path / "out.jsonl"
+    names = ["a.mp4", "die.mp4", "b.mp4", "hang.mp4", "c.mp4"]
+    summary = caption_corpus(captioner, names, out, batch_size=2, **{**FAST, "num_workers": 1, "time_limit": 2.0})
+    assert [(record["id"], record["error_class"]) for record in read_records(out)] == [
+        ("a.mp4", None), ("die.mp4", "ReaderDied"), ("b.mp4", None), ("hang.mp4", "ReadTimeout"), ("c.mp4", None),
+    ]  # fmt: skip
+    assert summary.errors == {"ReaderDied": 1, "ReadTimeout": 1}
+
+
+def test_failures_are_retried_where_asked(captioner, tmp_path, monkeypatch):
+    out = tmp_path / "out.jsonl"
+    caption_corpus(captioner, ["a.mp4", "broken.mp4"], out, **FAST)
+    again = caption_corpus(captioner, ["a.mp4", "broken.mp4"], out, **FAST)
+    assert (again.num_new, again.num_failed) == (0, 1)
+    monkeypatch.setattr(odd_readers, "VideoDecodeError", lambda *_: None)  # raising None is a TypeError
+    retried = caption_corpus(captioner, ["a.mp4", "broken.mp4"], out, retry_failed=True, **FAST)
+    assert (retried.num_new, retried.errors) == (1, {"TypeError": 1})
+    assert list(captions(out)) == ["a.mp4", "broken.mp4"]
+
+
+def test_out_of_memory_less_is_seen_and_the_record_says_so(captioner, tmp_path, monkeypatch):
+    generate, calls = captioner.captioner.generate, []
+
+    def tight(clips, maps, weighting, **generation):
+        calls.append((len(clips), weighting.keep_ratio, len(clips[0])))
+        if len(clips) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        if any(clip.source.startswith("big") and len(clip) * weighting.keep_ratio > 0.25 for clip in clips):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+        if any(clip.source.startswith("never") for clip in clips):
+            raise MemoryError
+        return generate(clips, maps, weighting, **generation)
+
+    monkeypatch.setattr(captioner.captioner, "generate", tight)
+    out = tmp_path / "out.jsonl"
+    names = ["a.mp4", "b.mp4", "c.mp4", "d.mp4", "big.mp4", "never.mp4"]
+    summary = caption_corpus(captioner, names, out, batch_size=4, **FAST)
+    a, b, c, d, big, never = read_records(out)
+    words = "out of memory: captioned with "
+    assert calls[:3] == [(4, 0.5, 4), (2, 0.5, 4), (2, 0.5, 4)]
+    assert all(record["warnings"] == ["odd", f"{words}batch_size 2"] for record in (a, b, c, d))
+    assert [call for call in calls if call[0] == 1][:5] == [
+        (1, 0.5, 4), (1, 0.25, 4), (1, 0.125, 4), (1, 0.125, 2), (1, 0.5, 4),
+    ]  # fmt: skip
+    assert f"{words}keep_ratio 0.125, num_frames 2" in big["warnings"]
+    assert (big["keep_ratio"], len(big["frame_pts_seconds"]), big["error"]) == (0.125, 2, None)
+    assert (never["error_class"], never["caption"]) == ("MemoryError", None)
+    assert summary.errors == {"MemoryError": 1}
+
+
+def test_an_error_of_the_model_costs_the_clips_that_cause_it(captioner, tmp_path, monkeypatch):
+    generate = captioner.captioner.generate
+
+    def picky(clips, *rest, **generation):
+        if any(clip.source.startswith("odd") for clip in clips):
+            raise ValueError("aspect ratio")
+        return generate(clips, *rest, **generation)
+
+    monkeypatch.setattr(captioner.captioner, "generate", picky)
+    out = tmp_path / "out.jsonl"
+    summary = caption_corpus(captioner, ["a.mp4", "b.mp4", "odd.mp4", "c.mp4"], out, batch_size=2, **FAST)
+    assert summary.errors == {"ValueError": 1}
+    assert [record["error"] for record in read_records(out)] == [None, None, "aspect ratio", None]
+    with pytest.raises(ValueError, match="aspect ratio"):  # settings that fit no video are told like this as well
+        caption_corpus(captioner, ["odd.mp4", "c.mp4"], tmp_path / "other.jsonl", **FAST)
+    assert not (tmp_path / "other.jsonl").exists()
+
+
+def test_a_plugin_that_raises_or_returns_nonsense_has_its_class(tmp_path):
+    class Odd(SaliencyModel):
+        def forward(self, pixels, pts_seconds=None):
+            mean = float(pixels.mean())
+            if mean < 0.3:
+                raise KeyError("plug-in")
+            return pixels.mean(1) * (float("nan") if mean > 0.7 else 1.0)
+
+    def read(path, count, *_, **options):
+        frames = odd_readers.read(path, count, *_, **options)
+        frames.pixels.fill_({"dark": 0, "grey": 128, "white": 255}[path])
+        return frames
+
+    tiny = tiny_models.mini()
+    captioner = SaliencyCaptioner.from_pretrained(
+        tiny.model, tiny.processor, saliency=Odd(), mode="prune", keep_ratio=0.5
+    )
+    out = tmp_path / "out.jsonl"
+    caption_corpus(captioner, ["grey", "dark", "white"], out, batch_size=3, **{**FAST, "reader": read})
+    assert [record["error_class"] for record in read_records(out)] == [None, "KeyError", "ValueError"]
+
+
+def test_shards_make_the_records_of_one_run(captioner, tmp_path):
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    caption_corpus(captioner, NAMES[:7], whole, **FAST)
+    second = caption_corpus(captioner, NAMES[:7], out, shard=(2, 2), **FAST)
+    assert (second.num_items, second.records) == (3, None)
+    assert not out.exists()
+    first = caption_corpus(captioner, NAMES[:7], out, shard=(1, 2), **FAST)
+    assert (first.num_items, first.num_new, first.records) == (7, 4, out)
+    assert captions(out) == captions(whole)
+    assert list(captions(out)) == NAMES[:7]
+    assert (tmp_path / "out.1-of-2.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"shard": (0, 4)}, "1 <= i <= n, got 0 of 4"),
+        ({"shard": (1, 2), "output": None}, "need an output"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"num_frames": 0}, "frames, got 0"),
+        ({"frames": "most"}, "allowed: uniform, saliency"),
+        ({"items": ["a.mp4", "a.mp4"]}, "'a.mp4' comes twice"),
+    ],
+)
+def test_wrong_settings_fail(captioner, tmp_path, options, message):
+    arguments = {"items": ["a.mp4"], "output": tmp_path / "out.jsonl", **FAST, **options}
+    with pytest.raises(ValueError, match=message):
+        caption_corpus(captioner, **arguments)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,82 @@
+"""What is to be captioned."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from salcap.manifest import Item, find_items
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in ("b.mp4", "a.mp4", ".hidden.mp4", "below/c.mkv", "below/.deep/d.mp4"):
+        (tmp_path / "clips" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "clips" / name).touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "source, recursive, expected",
+    [
+        ("clips", False, ["clips/a.mp4", "clips/b.mp4"]),
+        ("clips", True, ["clips/a.mp4", "clips/b.mp4", "clips/below/c.mkv"]),
+        ("clips/*.mp4", False, ["clips/a.mp4", "clips/b.mp4"]),
+        ("clips/**/*.mkv", False, ["clips/below/c.mkv"]),
+        ("missing.mp4", False, ["missing.mp4"]),
+        ("http://host/a.mp4", False, ["http://host/a.mp4"]),
+    ],
+)
+def test_folders_and_patterns(folder: Path, source: str, recursive: bool, expected: list[str]) -> None:
+    items = find_items([source], recursive)
+    assert [item.path for item in items] == [item.id for item in items] == expected
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_itself(folder: Path) -> None:
+    (folder / "a[1].mp4").touch()
+    assert find_items(["a[1].mp4"]) == [Item("a[1].mp4")]
+
+
+def test_manifests(folder: Path) -> None:
+    clips = folder / "clips"
+    (clips / "m.txt").write_text("a.mp4\n\n/abs/b.mp4\n")
+    assert find_items([clips / "m.txt"]) == [Item(str(clips / "a.mp4")), Item("/abs/b.mp4")]
+    rows = [{"path": "a.mp4", "id": "x", "fps": 3}, {"path": "a.mp4", "start_seconds": 2, "end_seconds": 3.5}]
+    expected = [Item(str(clips / "a.mp4"), "x"), Item(str(clips / "a.mp4"), "", 2.0, 3.5)]
+    assert expected[1].id == f"{clips / 'a.mp4'}#t=2,3.5"
+    (clips / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert find_items([clips / "m.jsonl"]) == expected
+    (clips / "m.csv").write_text("path,id,start_seconds,end_seconds\na.mp4,x,,\na.mp4,,2,3.5\n")
+    assert find_items([clips / "m.csv"]) == expected
+    assert find_items([clips / "m.csv"], start_seconds=1.0) == [Item(str(clips / "a.mp4"), "x", 1.0), expected[1]]
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("m.jsonl", '{"path": "a"}\n{"id": "b"}\n', "line 2: expected a path"),
+        ("m.jsonl", "path\n", "cannot be read as .jsonl"),
+        ("m.csv", "path,start_seconds\na,soon\n", "line 2: start_seconds must be a number of seconds, got 'soon'"),
+        ("m.csv", "path,start_seconds,end_seconds\na,3,2\n", "line 2: a clip must start .* got 3.0 to 2.0 s"),
+        ("m.csv", "path,start_seconds\na,nan\n", "line 2: a clip must start"),
+        ("m.txt", "\n", "names no videos"),
+        ("m.txt", "a\na\n", "comes twice"),
+    ],
+)
+def test_wrong_manifests_fail(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        find_items([tmp_path / name])
+
+
+@pytest.mark.parametrize(
+    "source, message", [("clips/below/.deep/..", "--recursive"), ("*.avi", "no file matches"), ("empty", "no files")]
+)
+def test_nothing_to_do_fails(folder: Path, source: str, message: str) -> None:
+    (folder / "empty").mkdir()
+    (folder / "clips" / "below" / "c.mkv").rename(folder / "clips" / "below" / ".deep" / "c.mkv")
+    with pytest.raises(ValueError, match=message):
+        find_items([source])

@@ -1,0 +1,103 @@
+"""Processes that read: what they hand over is what is read here, and their end is one clip's."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import odd_readers
+import pytest
+import torch
+from video_factory import ROOT, make_video
+
+import salcap.reading
+from salcap.reading import ReaderPool, ReadError
+from salcap.video import VideoLimits, read_frames
+
+LIMITS = VideoLimits()
+
+
+@pytest.fixture(scope="module")
+def odd_pool() -> Iterator[ReaderPool]:
+    with ReaderPool(1, time_limit=3.0, reader=odd_readers.read) as pool:
+        yield pool
+
+
+def test_a_process_reads_what_is_read_here() -> None:
+    sample = str(ROOT / "data" / "sample.mp4")
+    with ReaderPool(1, time_limit=60.0) as pool:
+        futures = [pool.submit(sample, 3, 1.0, 4.0, size=(20, 30)), pool.submit("missing.mp4", 3, None, None)]
+        frames, expected = futures[0].result(), read_frames(sample, 3, 1.0, 4.0, size=(20, 30))
+        assert torch.equal(frames.pixels, expected.pixels)
+        for name in ("source", "warnings", "clip_seconds"):
+            assert getattr(frames, name) == getattr(expected, name)
+        assert torch.equal(frames.pts_seconds, expected.pts_seconds)
+        with pytest.raises(ReadError, match=r"cannot read video missing\.mp4: No such file") as caught:
+            futures[1].result()
+        assert caught.value.error_class == "VideoDecodeError"
+
+
+@pytest.mark.parametrize(
+    "name, error_class, message",
+    [
+        ("die.mp4", "ReaderDied", "die.mp4: the reading process died (SIGSEGV)"),
+        ("hang.mp4", "ReadTimeout", "hang.mp4: not read within the time limit of 3 s"),
+        ("broken.mp4", "VideoDecodeError", "cannot read video broken.mp4: made so"),
+    ],
+)
+def test_a_process_that_ends_costs_one_clip(odd_pool: ReaderPool, name: str, error_class: str, message: str) -> None:
+    bad, good = odd_pool.submit(name, 2, None, None), odd_pool.submit("good.mp4", 2, None, None)
+    with pytest.raises(ReadError) as caught:
+        bad.result()
+    assert (caught.value.error_class, str(caught.value)) == (error_class, message)
+    assert torch.equal(good.result().pixels, odd_readers.read("good.mp4", 2, None, None, limits=LIMITS).pixels)
+
+
+def test_what_a_codec_prints_is_no_answer(odd_pool: ReaderPool) -> None:
+    frames = odd_pool.submit("loud.mp4", 2, None, None, size=(4, 4)).result()
+    assert (frames.pixels.shape, frames.source, frames.warnings) == ((2, 3, 4, 4), "loud.mp4", ("odd",))
+
+
+def test_a_process_does_not_outlive_the_run(odd_pool: ReaderPool) -> None:
+    """As when the run is killed: the pipes close, and the process ends in the middle of a file."""
+    assert odd_pool.submit("good.mp4", 1, None, None).result()
+    (worker,) = odd_pool._workers
+    process = worker._process
+    process.stdin.write(b'{"args": ["hang.mp4", 1, null, null], "options": {}, "limits": {}}\n')
+    process.stdin.close()
+    assert process.wait(timeout=60) == 0
+
+
+def test_more_than_the_limits_allow_is_not_taken() -> None:
+    with ReaderPool(1, limits=VideoLimits(max_bytes=100), reader=odd_readers.read) as pool:
+        with pytest.raises(ReadError) as caught:
+            pool.submit("good.mp4", 2, None, None).result()
+        assert caught.value.error_class == "ReaderDied"
+
+
+def test_a_header_that_takes_all_memory_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A movie of 2 kB whose sample table stands for 80 million samples: FFmpeg takes 2 GB for its index, and minutes."""
+    data = bytearray(make_video(tmp_path / "a.mp4", 24).read_bytes())
+    number = 80_000_000
+    at = data.index(b"stsz") + 4
+    data[at : at + 12] = struct.pack(">III", 0, 1, number)
+    at = data.index(b"stsc") + 12
+    data[at + 4 : at + 8] = struct.pack(">I", number)
+    at = data.index(b"stts") + 12
+    data[at : at + 4] = struct.pack(">I", number)
+    (tmp_path / "bomb.mp4").write_bytes(data)
+    monkeypatch.setattr(salcap.reading, "MEMORY_BYTES", 1200 * 2**20)
+    with ReaderPool(1, time_limit=60.0) as pool:
+        with pytest.raises(ReadError) as caught:
+            pool.submit(str(tmp_path / "bomb.mp4"), 2, None, None).result()
+        assert "bomb.mp4" in str(caught.value)
+        assert caught.value.error_class != "ReadTimeout"
+        assert len(pool.submit(str(tmp_path / "a.mp4"), 2, None, None).result()) == 2
+
+
+def test_without_a_process_there_is_no_time_limit() -> None:
+    with pytest.raises(ValueError, match="time limit of 5 s needs num_workers of at least 1"):
+        ReaderPool(0, time_limit=5)
+    with ReaderPool(0, reader=odd_readers.read) as pool:
+        assert len(pool.submit("good.mp4", 2, None, None).result()) == 2
