@@ -7,7 +7,7 @@ import hashlib
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -98,12 +98,19 @@ def create_set(
     return CaptionedSet(name, split, items, split_sha256(items), len(items), stills, untrimmed)
 
 
+def describe_missing(missing: Mapping[str, str], dataset: CaptionedSet) -> str:
+    """How many items are missing and why, the first of them by name."""
+    some = "; ".join(f"{key}: {why}" for key, why in list(missing.items())[:3])
+    more = "; ..." if len(missing) > 3 else ""
+    return f"{len(missing)} of {len(dataset.items)} items of {dataset.name} are missing: {some}{more}"
+
+
 def split_sha256(items: Iterable[CaptionedItem]) -> str:
     """Hash of a split: of the JSON ``[[id, [caption, ...]], ...]``, ids and each one's captions sorted."""
     return captions_sha256({item.id: item.captions for item in items})
 
 
-def captions_sha256(captions: dict[str, Any]) -> str:
+def captions_sha256(captions: Mapping[str, Any]) -> str:
     """SHA-256 of id -> caption or captions, as UTF-8 JSON of sorted pairs without spaces; order does not matter."""
     pairs = [[key, value if isinstance(value, str) else sorted(value)] for key, value in sorted(captions.items())]
     # a lone surrogate, which JSON files may hold, has no UTF-8
