@@ -33,6 +33,7 @@ class RunSettings:
         policy, scope: None without "prune"; ``zoom`` without "zoom".
     """
 
+    schema_version: int = SCHEMA_VERSION
     dataset: str
     split: str | None
     untrimmed: bool
@@ -78,7 +79,6 @@ class Receipt(RunSettings):
         frame_pts_seconds: id -> times of the frames that the captioner saw.
     """
 
-    schema_version: int = SCHEMA_VERSION
     num_items: int
     missing: dict[str, str] = field(repr=False)
     partial: bool
