@@ -54,23 +54,28 @@ class CaptionLog:
 
     def _write(self, lines: Sequence[Mapping[str, Any]]) -> None:
         if self._file is not None:
-            self._file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+            self._file.write("".join(json.dumps(line) + "\n" for line in lines))
             self._file.flush()
 
     def _read(self, path: Path, settings: list[dict[str, Any]]) -> None:
         """Take up what the file holds; a last line that a kill cut off is cut away."""
         raw = path.read_bytes()
         whole = raw[: raw.rfind(b"\n") + 1]
+        changes: list[str] = []
         try:
-            header, *lines = [json.loads(line) for line in whole.decode("utf-8").splitlines()] or [{}]
-            if header and (changes := _differences(header["settings"], settings)):
-                raise ValueError(f"of other settings: {'; '.join(changes)}. Name another output, or delete this file")
-            for line in lines:
-                row, key = line.pop("row"), line.pop("id")
-                if line["caption"] is not None:
-                    self.done[row][key] = line
+            for number, line in enumerate(map(json.loads, whole.splitlines())):
+                if number == 0:
+                    changes = _differences(line["settings"], settings)
+                elif not changes:
+                    row, key = line.pop("row"), line.pop("id")
+                    if line["caption"] is not None:
+                        self.done[row][key] = line
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            raise ValueError(f"{path} cannot be gone on from, it is {error}") from error
+            raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}; delete it to start anew") from error
+        if changes:
+            raise ValueError(
+                f"{path} is of other settings: {'; '.join(changes)}. Name another output, or delete that file"
+            )
         if len(whole) < len(raw):
             with path.open("r+b") as file:
                 file.truncate(len(whole))
