@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,11 +33,11 @@ def run(
     from salcap.evaluation.evaluate import MissingItemsError, evaluate_set
     from salcap.evaluation.receipt import write_receipts
 
-    partial = None if output is None else output.with_name(f"{output.name}.partial.jsonl")
+    kept_in = None if output is None else output.with_name(f"{output.name}.partial.jsonl")
     rows: list[Receipt] = []
-    with wrong_use(), CaptionLog.opened(partial, [vars(each) for each in settings]) as log:
+    with wrong_use(), CaptionLog.opened(kept_in, [vars(each) for each in settings]) as log:
         if kept := sum(map(len, log.done)):
-            say(f"going on from {partial}: {kept} captions are done")
+            say(f"going on from {kept_in}: {kept} captions are done")
         for index, (arm, each) in enumerate(zip(arms, settings, strict=True)):
             with progress_bar(len(dataset.items), f"{each.policy or each.mode} {each.keep_ratio:g}") as advance:
                 try:
@@ -46,7 +47,7 @@ def run(
                         each,
                         allow_missing=allow_missing,
                         done=log.done[index],
-                        keep=lambda records, index=index: log.add(index, records),
+                        keep=partial(log.add, index),
                         progress=advance,
                     )
                 except MissingItemsError as error:
@@ -55,9 +56,9 @@ def run(
             rows.append(row)
             if as_json:
                 print(json.dumps(row.summary()), flush=True)
-    if output is not None and partial is not None:
+    if output is not None and kept_in is not None:
         write_receipts(output, rows)
-        partial.unlink()
+        kept_in.unlink()
     if not as_json:
         _print_rows(rows)
     for row in rows[:1]:

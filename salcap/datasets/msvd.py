@@ -78,7 +78,7 @@ def _read_captions(path: Path, keys: dict[str, str]) -> dict[str, tuple[str, ...
     content = read_json(path)
     if not isinstance(content, dict) or not all(isinstance(value, list) for value in content.values()):
         raise ValueError(f'{path}: expected {{"vid1": [caption, ...]}}, got another layout')
-    captions = {keys.get(key, key): tuple(value) for key, value in content.items()}
+    captions: dict[str, tuple[str, ...]] = {str(keys.get(key, key)): tuple(value) for key, value in content.items()}
     known = {f"vid{number}" for numbers in _SPLITS.values() for number in numbers}
     if strange := sorted(captions.keys() - known):
         raise ValueError(f"{path}: {len(strange)} ids are none of vid1 to vid1970: {strange[:3]}")

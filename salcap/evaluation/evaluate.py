@@ -162,12 +162,13 @@ def check_complete(dataset: CaptionedSet, missing: Mapping[str, str]) -> None:
 def caption_items(
     captioner: SaliencyCaptioner, items: Sequence[CaptionedItem], settings: RunSettings, stills: bool
 ) -> Iterator[dict[str, Record]]:
-    """Caption items in batches, in order: id -> record of each batch. Items of one batch share their times."""
+    """Caption items that have files in batches, in order: id -> record. Items of one batch share their times."""
     size, options = settings.batch_size, captioner.read_options
     for times, group in groupby(items, key=lambda item: (item.start_seconds, item.end_seconds)):
         alike = list(group)
         for batch in (alike[start : start + size] for start in range(0, len(alike), size)):
-            videos = [_read_still(item.path, **options) if stills else item.path for item in batch]
+            paths = [item.path for item in batch if item.path is not None]
+            videos = [_read_still(path, **options) for path in paths] if stills else paths
             results: list[Caption] = captioner.caption_batch(
                 videos, settings.num_frames, *times, settings.frames, **settings.generation
             )
