@@ -35,10 +35,10 @@ def examine() -> dict[str, Any]:
     """
     from salcap.saliency import list_saliency, saliency_errors
 
-    core = {name: _version(name) for name in _CORE}
-    extras = {extra: _version(package) for extra, package in _EXTRAS.items()}
+    core = {name: package_version(name) for name in _CORE}
+    extras = {extra: package_version(package) for extra, package in _EXTRAS.items()}
     weights = bundled_weights()
-    java = _java()
+    java = java_version()
     torchvision = _torchvision_problem()
     problems = [f"{name} is not installed: pip install salcap" for name, version in core.items() if version is None]
     problems += [f"saliency plug-in {name!r} cannot be loaded: {why}" for name, why in saliency_errors().items()]
@@ -51,7 +51,7 @@ def examine() -> dict[str, Any]:
     if not weights:
         problems.append("the bundled weights are missing or not whole: reinstall salcap")
     return {
-        "salcap": _version("salcap"),
+        "salcap": package_version("salcap"),
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "packages": core,
@@ -75,14 +75,16 @@ def bundled_weights() -> dict[str, float]:
     return found
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """The version that is installed, None where there is none."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
 
 
-def _java() -> str | None:
+def java_version() -> str | None:
+    """What Java says of itself, None where it cannot be run."""
     run = _run("java", "-version")
     return None if run is None or run.returncode else _last_line(run)
 

@@ -21,8 +21,9 @@ from pathlib import Path
 import numpy as np
 
 from salcap.captioners import load_captioner
+from salcap.datasets.registry import load_captioned_set
 from salcap.evaluation.captions import score_report
-from salcap.evaluation.evaluate import evaluate_images, load_dataset
+from salcap.evaluation.evaluate import describe_runs, evaluate_set
 from salcap.pipeline import SaliencyCaptioner
 
 VIEW, EQUAL, FULL = 112, 160, 224  # pixels
@@ -56,22 +57,22 @@ def main() -> None:
     parser.add_argument("--zoom", type=float, default=2.0)
     parser.add_argument("--models", type=Path, required=True)
     options = parser.parse_args()
-    items = load_dataset("flickr8k-val", options.root)[: options.limit]
-    references = {item.image_id: list(item.captions) for item in items}
+    dataset = load_captioned_set("flickr8k-val", options.root).first(options.limit)
+    references = {item.id: list(item.captions) for item in dataset.items}
     models = {size: save_resized(size, options.models) for size in (VIEW, EQUAL, FULL)}
     arms = {f"zoom {name}": (VIEW, {**setting, "zoom": options.zoom}) for name, setting in ZOOMED.items()}
     arms |= {f"one view of {size} px": (size, {"mode": "none"}) for size in (EQUAL, VIEW, FULL)}
     rows, each = {}, {}
     for name, (size, setting) in arms.items():
         captioner = SaliencyCaptioner.from_pretrained(models[size], **setting)
-        row = evaluate_images(captioner, items, dataset="flickr8k-val", num_beams=3).to_dict()
-        each[name] = score_report(references, row["captions"], ["cider"]).per_caption["cider"]
-        rows[name] = {key: row[key] for key in ("visual_tokens", "scores", "stage_ms", "zoom")}
-        scores = " ".join(f"{key} {row['scores'][key]:.4f}" for key in ("bleu_4", "cider"))
-        print(f"{name:20} {row['visual_tokens']:5g} tokens  {scores}", flush=True)
+        row = evaluate_set(captioner, dataset, *describe_runs([captioner], dataset, num_beams=3))
+        each[name] = score_report(references, row.captions, ["cider"]).per_caption["cider"]
+        rows[name] = {key: getattr(row, key) for key in ("visual_tokens", "scores", "stage_ms", "zoom")}
+        scores = " ".join(f"{key} {row.scores[key]:.4f}" for key in ("bleu_4", "cider"))
+        print(f"{name:20} {row.visual_tokens:5g} tokens  {scores}", flush=True)
     for name, row in rows.items():
         row["cider_above"] = {other: difference(each[name], each[other]) for other in rows if other != name}
-    print(json.dumps({"images": len(items), "zoom": options.zoom, "arms": rows}))
+    print(json.dumps({"images": len(dataset.items), "zoom": options.zoom, "arms": rows}))
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ ROWS = (
 )
 SIDEWAYS = {
     ("captioners", "weighting"),
+    ("evaluation", "doctor"),  # a receipt states versions
     ("evaluation", "corpus"),  # captions of a data set come by the corpus code path
     ("training", "evaluation"),  # validation uses the one scorer
     ("distill", "evaluation"),

@@ -240,7 +240,7 @@ def test_command_prints_a_table(root):
         (("--task", "saliency", "--saliency", "center", "--num-beams", "3"), "--num-beams belongs to --task caption"),
         (("--task", "saliency", "--saliency", "center", "--model", "salcap-mini"), "--model belongs to --task caption"),
         (("--human",), "--human belongs to --task saliency"),
-        (("--task", "caption", "--split", "val"), "--split belongs to --task saliency"),
+        (("--task", "saliency", "--saliency", "center", "--untrimmed"), "--untrimmed belongs to --task caption"),
         (("--task", "salience"), "unknown task 'salience', allowed: caption, saliency"),
         ((), "unknown dataset 'osie', allowed: flickr8k-val"),
     ],

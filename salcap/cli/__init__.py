@@ -13,6 +13,7 @@ from salcap.cli import (  # noqa: F401
     inspect,
     saliency_cache,
     train,
+    verify,
 )
 from salcap.cli.console import app
 

@@ -20,8 +20,9 @@ _SCORES = ("bleu_4", "meteor", "rouge_l", "cider")
 
 @app.command()
 def compare(
-    dataset: Annotated[str, typer.Option(help="flickr8k-val, flickr8k-train or captioned-images.")],
+    dataset: Annotated[str, typer.Option(help="msrvtt, msvd, videos, flickr8k-val, ...: see salcap evaluate --help.")],
     root: Annotated[Path, typer.Option(help="The data set's folder.")],
+    split: Annotated[str | None, typer.Option(help="train, val, test, 1k-A, ...")] = None,
     model: Model = "salcap-mini",
     revision: Revision = None,
     saliency: Annotated[
@@ -46,6 +47,7 @@ def compare(
     The arms take turns within one run. Intervals are 95 %, by paired bootstrap over the clips. Exit status 1 if a
     backbone, a metric or a clip was missing.
     """
+    from salcap.datasets.registry import load_captioned_set
     from salcap.evaluation import comparison
 
     if output is not None and output.exists():
@@ -58,14 +60,12 @@ def compare(
             teacher=teacher,
             metrics=_split(metrics),
         )
-        count = len(comparison.load_dataset(dataset, root)[:limit])
-        with progress_bar(count, "comparing") as advance:
+        clips = load_captioned_set(dataset, root, split).first(limit)
+        with progress_bar(len(clips.items) - len(clips.missing), "comparing") as advance:
             result = comparison.compare(
-                dataset,
-                root,
-                model,
+                clips,
+                model=model,
                 mode=mode.split(","),
-                limit=limit,
                 batch_size=batch_size,
                 num_frames=num_frames,
                 num_beams=num_beams,

@@ -1,4 +1,4 @@
-"""``salcap score`` and ``salcap evaluate``."""
+"""``salcap score``, and the options of ``salcap evaluate``."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from typing import Annotated
 
 import typer
 
-from salcap.cli import evaluate_saliency
+from salcap.cli import evaluate_captions, evaluate_saliency
 from salcap.cli.captioning import MaxVisualTokens, MinKeep, Mode, Model, Revision, Zoom, load_captioner
-from salcap.cli.console import AsJson, app, fail, number, print_table, progress_bar, say, wrong_use
+from salcap.cli.console import AsJson, app, fail, given, number, print_table, say, wrong_use
 
 # options of `evaluate` that one task has and the other has not
 _ONLY = {
     "caption": (
         *("model", "revision", "mode", "policy", "keep_ratio", "max_visual_tokens", "min_keep"),
-        *("zoom", "num_beams", "batch_size"),
+        *("zoom", "num_frames", "frames", "prompt", "num_beams", "max_new_tokens", "batch_size"),
+        *("untrimmed", "allow_missing"),
     ),
-    "saliency": ("split", "human"),
+    "saliency": ("human",),
 }
 
 
@@ -53,10 +54,16 @@ def evaluate(
     context: typer.Context,
     dataset: Annotated[
         str,
-        typer.Option(help="flickr8k-val, flickr8k-train, captioned-images; saliency: osie, sun500, etto, causality."),
+        typer.Option(
+            help="msrvtt, msvd, activitynet, activitynet-paragraphs, videos (your own, see README), flickr8k-val,"
+            " flickr8k-train, captioned-images; saliency: osie, sun500, etto, causality."
+        ),
     ],
     root: Annotated[Path, typer.Option(help="The data set's folder.")],
     task: Annotated[str, typer.Option(help="caption, or saliency: maps against human fixations.")] = "caption",
+    split: Annotated[
+        str | None, typer.Option(help="train, val, test, 1k-A, ...; saliency: train, val or all; default: val.")
+    ] = None,
     model: Model = "salcap-mini",
     revision: Revision = None,
     saliency: Annotated[
@@ -69,15 +76,24 @@ def evaluate(
     max_visual_tokens: MaxVisualTokens = None,
     min_keep: MinKeep = None,
     zoom: Zoom = None,
+    num_frames: Annotated[int | None, typer.Option(min=1, help="Frames of a video; default: 8.")] = None,
+    frames: Annotated[str, typer.Option(help="uniform, or saliency: more where the gaze moves.")] = "uniform",
+    prompt: Annotated[str | None, typer.Option(help="What to ask the model, where it takes text.")] = None,
     num_beams: Annotated[int, typer.Option(min=1)] = 3,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1)] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
-    split: Annotated[
-        str | None, typer.Option(help="Saliency: train, val or all; default: val if there is one.")
-    ] = None,
+    untrimmed: Annotated[
+        bool, typer.Option("--untrimmed", help="msrvtt, msvd: the files are the uncut sources of the clips.")
+    ] = False,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Score what there is; the result is marked as partial.")
+    ] = False,
     human: Annotated[bool, typer.Option("--human", help="Saliency: half of the observers as one more row.")] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first items; said in the result.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first items; the result is partial.")] = None,
     device: Annotated[str | None, typer.Option()] = None,
-    output: Annotated[Path | None, typer.Option(help="Also write results and single items to this JSON file.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Write the receipt (JSON; see salcap verify); killed, the same command goes on.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Score captions or saliency maps on a data set.
@@ -92,12 +108,16 @@ def evaluate(
     if task == "saliency":
         evaluate_saliency.run(dataset, root, split, saliency, human, limit, device, output, as_json)
         return
-    from salcap.evaluation.evaluate import evaluate_images, load_dataset
+    from salcap.datasets.captioned_videos import describe_missing
+    from salcap.datasets.registry import load_captioned_set
+    from salcap.evaluation.evaluate import describe_runs
 
     policies = policy.split(",") if policy else [None]
     with wrong_use():
         ratios = [float(ratio) for ratio in keep_ratio.split(",")] if keep_ratio else [None]
-        items = load_dataset(dataset, root)[:limit]
+        items = load_captioned_set(dataset, root, split, untrimmed=untrimmed).first(limit)
+        if items.missing and not allow_missing:
+            fail(f"{describe_missing(items.missing, items)}. --allow-missing scores the rest, and marks the result")
         captioner = load_captioner(
             model, revision, saliency, mode, policies[0], ratios[0], max_visual_tokens, min_keep, zoom, device
         )
@@ -106,34 +126,9 @@ def evaluate(
             for ratio in ratios
             for name in policies
         ]
-    rows = []
-    for arm in arms:
-        with progress_bar(len(items), f"{arm.weighting.policy} {arm.weighting.keep_ratio}") as advance:
-            row = evaluate_images(
-                arm, items, dataset=dataset, batch_size=batch_size, progress=advance, num_beams=num_beams
-            )
-        rows.append(row)
-        if as_json:
-            print(json.dumps(row.to_dict(captions=False)), flush=True)
-        if output is not None:  # after every row: a stop later loses none of them
-            output.write_text(json.dumps([row.to_dict() for row in rows], indent=1), encoding="utf-8")
-    if not as_json:
-        names = list(rows[0].scores)
-        print_table(
-            ("saliency", "mode", "policy", "keep", "tokens", *names),
-            [
-                (
-                    *(r.saliency or "-", r.mode, r.policy or "-", f"{r.keep_ratio:g}", f"{r.visual_tokens:g}"),
-                    *(number(r.scores[name]) for name in names),
-                )
-                for r in rows
-            ],
-        )
-    missing = {name: why for row in rows for name, why in row.missing_scores.items()}
-    for name, why in missing.items():
-        say(f"{name}: {why}")
-    if missing:
-        raise typer.Exit(1)
+        generation = given(num_beams=num_beams, max_new_tokens=max_new_tokens, prompt=prompt)
+        settings = describe_runs(arms, items, num_frames=num_frames, frames=frames, batch_size=batch_size, **generation)
+    evaluate_captions.run(arms, items, settings, allow_missing, output, as_json)
 
 
 def _check_options(context: typer.Context, task: str) -> None:

@@ -12,13 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from salcap.datasets.captioned_videos import CaptionedItem, CaptionedSet
+from salcap.datasets.registry import load_captioned_set
 from salcap.evaluation.bootstrap import DRAWS, Difference, paired_bootstrap
 from salcap.evaluation.captions import DEFAULT_METRICS, NOT_ASKED, SCORES, ScoreReport, bleu_of_counts, score_report
-from salcap.evaluation.compare import CONTROLS, NONE, Arm, ArmRun, list_arms, run_arms
-from salcap.evaluation.evaluate import load_dataset, read_still
+from salcap.evaluation.compare import CONTROLS, NONE, Arm, ArmRun, Reader, list_arms, run_arms
+from salcap.evaluation.evaluate import read_still
 from salcap.evaluation.instruments import percentiles
 from salcap.pipeline import SaliencyCaptioner
 from salcap.saliency import SaliencyModel, create_saliency
+from salcap.video import read_frames
 
 SALIENCY = ("none", "uniform", "random", "center", "spectral_residual", "uva_net", "attention_center")
 POLICIES = ("foveate", *CONTROLS)
@@ -82,11 +85,12 @@ class Comparison:
 
 
 def compare(
-    dataset: str,
-    root: str | Path,
+    dataset: str | CaptionedSet,
+    root: str | Path | None = None,
     model: Any = "salcap-mini",
     processor: Any = None,
     *,
+    split: str | None = None,
     saliency: Sequence[str] = SALIENCY,
     mode: Sequence[str] = ("prune",),
     policy: Sequence[str] = POLICIES,
@@ -106,7 +110,8 @@ def compare(
     """Caption a data set in every combination of the settings, in turns, and compare quality and time.
 
     Args:
-        dataset, root: see `salcap.evaluation.evaluate.load_dataset`.
+        dataset, root, split: a set, or what `salcap.datasets.registry.load_captioned_set` makes one of. Clips that
+            have no file are told in ``failures``.
         model, processor, revision, device, dtype: see `SaliencyCaptioner.from_pretrained`.
         saliency: registered backbones; one whose weights are not here is reported in ``missing``.
         mode, policy, keep_ratio: see `Weighting`; combined as `salcap.evaluation.compare.list_arms` says.
@@ -121,28 +126,33 @@ def compare(
     Raises:
         ValueError: an unknown name, settings that the model refuses, or no clip that could be captioned.
     """
-    items = load_dataset(dataset, root)[:limit]
+    if isinstance(dataset, str):
+        if root is None:
+            raise ValueError(f"dataset {dataset!r} needs root, the folder that it lies in")
+        dataset = load_captioned_set(dataset, root, split)
+    dataset = dataset.first(limit)
+    items = [item for item in dataset.items if item.id not in dataset.missing]
     captioner = SaliencyCaptioner.from_pretrained(
         model, processor, saliency="uniform", mode="none", revision=revision, device=device, dtype=dtype
     )
     backbones, missing = _load(saliency)
     arms = list_arms(["none", *backbones], mode, policy, keep_ratio)
-    clips = [(item.image_id, partial(read_still, item.path)) for item in items]
+    clips = [(item.id, _reader(item, dataset.stills, captioner.resolve_num_frames(num_frames))) for item in items]
     runs, failures = run_arms(
         captioner,
         arms,
         backbones,
         clips,
         batch_size=batch_size,
-        num_frames=num_frames,
+        num_frames=1 if dataset.stills else num_frames,
         progress=progress,
         **generation,
     )
-    references = {item.image_id: list(item.captions) for item in items}
+    references = {item.id: list(item.captions) for item in items}
     rows, missing_scores = judge(runs, references, teacher, metrics, draws)
     network = captioner.captioner.model  # type: ignore[attr-defined]
     return Comparison(
-        dataset=dataset,
+        dataset=dataset.name if dataset.split is None else f"{dataset.name} {dataset.split}",
         model=captioner.captioner.name,
         num_clips=len(rows[0].captions),
         teacher=teacher,
@@ -151,7 +161,7 @@ def compare(
         threads=torch.get_num_threads(),
         draws=draws,
         rows=rows,
-        failures=failures,
+        failures=dataset.missing | failures,
         missing=missing,
         missing_scores=missing_scores,
     )
@@ -227,6 +237,13 @@ def _load(names: Iterable[str]) -> tuple[dict[str, SaliencyModel], dict[str, str
             except (ImportError, OSError) as error:
                 missing[name] = str(error)
     return backbones, missing
+
+
+def _reader(item: CaptionedItem, stills: bool, num_frames: int) -> Reader:
+    assert item.path is not None
+    if stills:
+        return partial(read_still, item.path)
+    return partial(read_frames, item.path, num_frames, item.start_seconds, item.end_seconds)
 
 
 def _baselines(arm: Arm, arms: Iterable[Arm], teacher: str) -> dict[str, Arm]:

@@ -1,0 +1,62 @@
+"""What a result rests on: versions, hardware, and hashes of weights."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from salcap import __version__
+from salcap.doctor import java_version, package_version
+
+_PACKAGES = ("torch", "transformers", "av", "numpy", "pycocoevalcap")
+
+
+def versions() -> dict[str, str | None]:
+    """Of salcap, Python, Java and the packages that decide captions and scores; None for what is not installed."""
+    packages = {name: package_version(name) for name in _PACKAGES}
+    return {"salcap": __version__, "python": sys.version.split()[0], **packages, "java": java_version()}
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """The machine, and the device that captions."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cpus": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "device": str(device),
+        "device_name": name,
+    }
+
+
+def weights_sha256(model: nn.Module) -> str | None:
+    """SHA-256 of a model's weights, None where it has none.
+
+    Of the file where the model names one as ``weights_path``. Else of its state dict, names sorted: for each tensor
+    the UTF-8 text ``name dtype shape`` and its bytes, so that the file's format does not matter.
+    """
+    path = getattr(model, "weights_path", None)
+    if path is not None:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    digest, state = hashlib.sha256(), model.state_dict()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest() if state else None
+
+
+def _processor() -> str:
+    """The processor's name as Linux tells it, else what Python knows."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
