@@ -77,7 +77,7 @@ def test_more_than_the_limits_allow_is_not_taken() -> None:
 
 
 def test_a_header_that_takes_all_memory_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A 2 kB movie whose sample table stands for 80 million samples: FFmpeg takes 2 GB and minutes for its index."""
+    """A movie of 2 kB whose sample table stands for 80 million samples: 2 GB of index, which take minutes."""
     data = bytearray(make_video(tmp_path / "a.mp4", 24).read_bytes())
     number = 80_000_000
     at = data.index(b"stsz") + 4
