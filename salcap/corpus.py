@@ -7,6 +7,7 @@ items ─ reading.py (processes, ahead of the model) ─> batches ─ pipeline.p
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -61,7 +62,7 @@ def caption_corpus(
     frames: str = "uniform",
     batch_size: int = 1,
     num_workers: int | None = None,
-    time_limit: float | None = TIME_LIMIT,
+    time_limit: float | None = None,
     limits: VideoLimits = DEFAULT_LIMITS,
     reader: Callable[..., Frames] = read_frames,
     shard: tuple[int, int] = (1, 1),
@@ -83,7 +84,8 @@ def caption_corpus(
         output: a .jsonl file, see `RecordFile`; None keeps no records.
         num_frames, frames, generation: as for `SaliencyCaptioner.caption`.
         num_workers: reading processes; None: half of the cores, at least 1, at most 8; 0: none.
-        time_limit: seconds for reading one clip, then it fails with ``ReadTimeout``; None: no limit.
+        time_limit: seconds for reading one clip, then it fails with ``ReadTimeout``; None: `TIME_LIMIT`, or without
+            reading processes none; infinity: none.
         limits: what a file may cost.
         reader: in place of `read_frames`; a function that a new process can import.
         shard: (i, n): the i-th of n parts, counted from 1. Each writes a file of its own (``captions.1-of-4.jsonl``);
@@ -107,7 +109,9 @@ def caption_corpus(
     mine = items[part - 1 :: parts]
     if num_workers is None:
         num_workers = min(8, max(1, (os.cpu_count() or 1) // 2), max(len(mine), 1))
-    with ReaderPool(num_workers, time_limit if num_workers else None, limits, reader) as pool:
+    if time_limit is None and num_workers:
+        time_limit = TIME_LIMIT
+    with ReaderPool(num_workers, None if time_limit == math.inf else time_limit, limits, reader) as pool:
         if not isinstance(captioner, SaliencyCaptioner):
             captioner = captioner()
         model = _BatchCaptioner(captioner, num_frames, frames, batch_size, generation)

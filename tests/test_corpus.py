@@ -214,3 +214,8 @@ def test_wrong_settings_fail(captioner, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         caption_corpus(captioner, **arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_time_limit_needs_a_process_that_can_be_ended(captioner):
+    with pytest.raises(ValueError, match="time limit of 5 s needs num_workers of at least 1, got 0"):
+        caption_corpus(captioner, ["a.mp4"], num_workers=0, time_limit=5)

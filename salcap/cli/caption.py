@@ -64,7 +64,9 @@ def caption(
     workers: Annotated[
         int | None, typer.Option(min=0, help="Processes that read; default: half of the cores, for one video 0.")
     ] = None,
-    time_limit: Annotated[float, typer.Option(min=0.001, help="Seconds for reading one clip.")] = 300.0,
+    time_limit: Annotated[
+        float | None, typer.Option(min=0.001, help="Seconds for reading one clip; default: 300 where processes read.")
+    ] = None,
     shard: Annotated[str | None, typer.Option(help="I/N: the I-th of N parts; the last one done merges them.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -119,7 +121,7 @@ def caption(
                     num_frames=num_frames,
                     frames=frames,
                     batch_size=batch_size,
-                    num_workers=0 if workers is None and len(items) == 1 else workers,
+                    num_workers=0 if len(items) == 1 and workers is time_limit is None else workers,
                     time_limit=time_limit,
                     shard=(part, parts),
                     overwrite=overwrite,
