@@ -11,7 +11,7 @@ from typing import Any
 
 from salcap.config import build_dataclass
 from salcap.datasets.captioned_videos import CaptionedSet, captions_sha256, read_json
-from salcap.evaluation.captions import METRICS, SCORES, score_report
+from salcap.evaluation.captions import METRICS, SCORES, TOKENIZERS, score_report
 
 SCHEMA_VERSION = 1
 TOLERANCE = 1e-6  # between a score and its repetition
@@ -158,7 +158,10 @@ def verify_receipt(receipt: Receipt, dataset: CaptionedSet) -> list[str]:
 def _compare_scores(receipt: Receipt, references: dict[str, list[str]]) -> list[str]:
     stated = {name: score for name, score in receipt.scores.items() if score is not None}
     metrics = [metric for metric in METRICS if any(name.startswith(metric) for name in stated)]
-    report = score_report(references, receipt.captions, metrics)
+    kinds = [name for name, words in TOKENIZERS.items() if words == receipt.tokenizer]
+    if stated and not kinds:
+        return [f"tokenizer: the receipt says {receipt.tokenizer}, known are {', '.join(TOKENIZERS.values())}"]
+    report = score_report(references, receipt.captions, metrics, tokenizer=kinds[0] if kinds else "auto")
     found = []
     for name in SCORES:
         score, again = stated.get(name), report.scores[name]
