@@ -175,10 +175,18 @@ def test_without_java_what_needs_it_is_null_with_the_reason(
 
 
 def test_meteor_gets_java_tokens_whatever_splits_the_rest(java: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def remember(references, candidates, jar, timeout_seconds):
+        asked.append((references, candidates))
+        return 0.5, [0.5] * len(candidates)
+
+    monkeypatch.setattr(scoring, "meteor", remember)
     by_java = score_report(REFERENCES, CANDIDATES)
     monkeypatch.setattr(scoring.ptb, "tokenize", lambda caption: ["x"])
     by_python = score_report(REFERENCES, CANDIDATES, tokenizer="python")
-    assert by_python.scores["meteor"] == by_java.scores["meteor"]
+    assert asked[0] == asked[1]
+    assert asked[0][0][0] == ["a man is playing a guitar", "a guy plays music"]
     assert by_python.scores["bleu_1"] == pytest.approx(1.0, abs=1e-6)
     assert [report.tokenizer for report in (by_java, by_python)] == list(scoring.TOKENIZERS.values())
 

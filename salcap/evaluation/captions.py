@@ -10,6 +10,7 @@ import math
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,33 +119,30 @@ def score_report(
     scores: dict[str, float | None] = dict.fromkeys(SCORES)
     per_caption: dict[str, dict[str, float]] = {}
     tokenizer_of = {metric: "java" if metric in _JAVA_METRICS else chosen for metric in asked}
-    tokens: dict[str, tuple[_Captions, _Captions]] = {}
-    for kind in dict.fromkeys(tokenizer_of.values()):
-        try:
-            tokens[kind] = _tokenize(truths, texts, kind, timeout_seconds)
-        except MetricError as error:
-            without = [name for metric in asked if tokenizer_of[metric] == kind for name in _NAMES[metric]]
-            reasons |= dict.fromkeys(without, f"no tokens: {error}")
-    for metric in asked:
-        if tokenizer_of[metric] not in tokens:
+    split = {kind: _tokenize(truths, texts, kind, timeout_seconds) for kind in dict.fromkeys(tokenizer_of.values())}
+
+    def run(metric: str) -> _Results | MetricError:
+        return _run(metric, split[tokenizer_of[metric]], timeout_seconds)
+
+    with ThreadPoolExecutor(1) as beside:  # Java's metrics stay in this thread, where an interrupt ends them at once
+        python = {metric: beside.submit(run, metric) for metric in asked if metric not in _JAVA_METRICS}
+        outcomes = {metric: run(metric) for metric in asked if metric in _JAVA_METRICS}
+        outcomes |= {metric: future.result() for metric, future in python.items()}
+    for metric, outcome in outcomes.items():
+        if isinstance(outcome, MetricError):
+            reasons |= dict.fromkeys(_NAMES[metric], str(outcome))
             continue
-        try:
-            results = _SCORERS[metric](*tokens[tokenizer_of[metric]], timeout_seconds)
-            if not all(math.isfinite(whole) for whole, _ in results):
-                raise MetricError(f"the result is {[whole for whole, _ in results]}")
-        except MetricError as error:
-            reasons |= dict.fromkeys(_NAMES[metric], str(error))
-            continue
-        for name, (whole, each) in zip(_NAMES[metric], results, strict=True):
+        for name, (whole, each) in zip(_NAMES[metric], outcome, strict=True):
             scores[name] = float(whole)
             per_caption[name] = {key: float(value) for key, value in zip(truths, each, strict=True)}
     missing = [name for metric in asked for name in _NAMES[metric] if name in reasons]
     for reason in dict.fromkeys(reasons[name] for name in missing):
         names = ", ".join(name for name in missing if reasons[name] == reason)
         logger.warning("not scored: %s: %s", names, reason)
-    used = chosen if chosen in tokens else next(iter(tokens), None)
-    counts = _bleu_counts(*tokens[tokenizer_of["bleu"]]) if "bleu_4" in per_caption else {}
-    return ScoreReport(scores, reasons, per_caption, used and TOKENIZERS[used], counts)
+    used = [TOKENIZERS[kind] for kind in (chosen, "java") if isinstance(split.get(kind), tuple)]
+    tokens = split.get(chosen)
+    counts = _bleu_counts(*tokens) if "bleu" in asked and isinstance(tokens, tuple) else {}
+    return ScoreReport(scores, reasons, per_caption, used[0] if used else None, counts)
 
 
 def load_references(path: str | Path) -> dict[str, list[str]]:
@@ -251,14 +249,19 @@ def _some(keys: Sequence[Any], most: int = 5) -> str:
     return ", ".join(map(repr, keys[:most])) + (", ..." if len(keys) > most else "")
 
 
-def _tokenize(
-    truths: _Captions, texts: _Captions, tokenizer: str, timeout_seconds: float
-) -> tuple[_Captions, _Captions]:
+_Split = tuple[_Captions, _Captions]
+
+
+def _tokenize(truths: _Captions, texts: _Captions, tokenizer: str, timeout_seconds: float) -> _Split | MetricError:
+    """The captions as words between single spaces, or why they could not be split."""
     captions = [text for group in (*truths.values(), *texts.values()) for text in group]
-    if tokenizer == "java":
-        lines = ptb_tokenize(captions, PTB_JAR, timeout_seconds)
-    else:
+    if tokenizer == "python":
         lines = [ptb.tokenize(caption) for caption in captions]
+    else:
+        try:
+            lines = ptb_tokenize(captions, PTB_JAR, timeout_seconds)
+        except MetricError as error:
+            return MetricError(f"no tokens: {error}")
     words = iter([" ".join(token for token in line if token not in PUNCTUATION) for line in lines])
     return (
         {key: [next(words) for _ in group] for key, group in truths.items()},
@@ -267,6 +270,18 @@ def _tokenize(
 
 
 _Results = list[tuple[float, Sequence[float]]]  # for each score name: of the whole set, and of each caption
+
+
+def _run(metric: str, split: _Split | MetricError, timeout_seconds: float) -> _Results | MetricError:
+    """A metric's results, or why there are none."""
+    if isinstance(split, MetricError):
+        return split
+    try:
+        results = _SCORERS[metric](*split, timeout_seconds)
+    except MetricError as error:
+        return error
+    wholes = [whole for whole, _ in results]
+    return results if all(map(math.isfinite, wholes)) else MetricError(f"the result is {wholes}")
 
 
 def _bleu(truths: _Captions, texts: _Captions, timeout_seconds: float) -> _Results:

@@ -48,11 +48,16 @@ def meteor(
     """METEOR 1.5 (Denkowski and Lavie, 2014) of tokenised captions: of the whole set, and of each."""
 
     def talk(process: subprocess.Popen[bytes]) -> list[float]:
-        statistics = []
+        questions = []
         for texts, candidate in zip(references, candidates, strict=True):
             fields = [text.replace("|||", " ") for text in (*texts, candidate)]
-            _write_line(process, " ||| ".join(["SCORE", *fields]))
-            statistics.append(_read_line(process))
+            questions.append(" ||| ".join(["SCORE", *fields]))
+        statistics = []
+        # several at a time, for a wait for each answer is long beside busy threads; few, for answers fill a pipe
+        for start in range(0, len(questions), 16):
+            several = questions[start : start + 16]
+            _write_line(process, "\n".join(several))
+            statistics += [_read_line(process) for _ in several]
         _write_line(process, " ||| ".join(["EVAL", *statistics]))
         return [float(_read_line(process)) for _ in range(len(candidates) + 1)]
 
