@@ -17,9 +17,9 @@ from salcap.evaluation.compare import NONE, Arm
 from salcap.evaluation.comparison import ComparedArm, Comparison
 from salcap.evaluation.faithfulness import Faithfulness
 from salcap.evaluation.report import write_report
-from salcap.evaluation.samples import Pictures, Sample
+from salcap.evaluation.samples import Pictures, Sample, shrink
 from salcap.evaluation.scatter import Point, place_labels, scatter
-from salcap.evaluation.witness import show
+from salcap.evaluation.witness import KeptPatches, Shown, show
 from salcap.frames import Frames
 from salcap.pipeline import SaliencyCaptioner
 from salcap.saliency import SaliencyModel
@@ -69,10 +69,7 @@ class Page(HTMLParser):
 def row(arm: Arm, cider: float | None, ms: float, captions: dict[str, str]) -> ComparedArm:
     gap = Difference(0.1234567, -0.01, 0.25)
     against = {} if arm == NONE or cider is None else {"none": {"cider": gap}}
-    scores = dict.fromkeys(("bleu_1", "bleu_2", "bleu_3", "meteor", "rouge_l", "spice")) | {
-        "bleu_4": 0.3,
-        "cider": cider,
-    }
+    scores = dict.fromkeys(SCORES) | {"bleu_4": 0.3, "cider": cider}
     return ComparedArm(
         arm=arm,
         visual_tokens=49.5,
@@ -107,8 +104,8 @@ def page_of(tmp_path, made: Comparison, *args) -> tuple[Page, str]:
 
 
 def test_the_page_needs_nothing_else_and_escapes_all(tmp_path, captioner, clip):
-    shown = {made.arm: show(captioner, clip, {"num_frames": 2}) for made in comparison().rows}
-    page, source = page_of(tmp_path, comparison(), [Sample("a", 1.0, shown)], {"a": [EVIL, "plain words"]})
+    shown = {made.arm: shrink(show(captioner, clip, {"num_frames": 2}), 1.0) for made in comparison().rows}
+    page, source = page_of(tmp_path, comparison(), [Sample("a", shown)], {"a": [EVIL, "plain words"]})
     assert "script" not in page.tags
     assert page.words.count(EVIL) == 3  # a clip's name, an arm's caption, a reference
     assert {"a dog", "dogs", "plain words", ": no weights", "my <model> on flickr8k-val"} <= set(page.words)
@@ -211,22 +208,33 @@ def test_merged_patches_are_those_not_kept(family, clip):
 
 def test_pictures_of_a_sample(captioner, clip):
     arm, plain = Arm("spectral_residual", "prune", "top", 0.5), captioner.with_weighting(mode="none")
-    shown = {NONE: show(plain, clip, {"num_frames": 2}), arm: show(captioner, clip, {"num_frames": 2})}
-    pictures = Pictures(Sample("a <b>", 2.0, shown), "clip0")
+    shown = {key: show(p, clip, {"num_frames": 3}) for key, p in ((NONE, plain), (arm, captioner))}
+    pictures = Pictures(Sample("a <b>", {key: shrink(found, 2.0) for key, found in shown.items()}), "clip0")
     whole, halved = pictures.draw(NONE), pictures.draw(arm)
-    assert len(whole) == len(halved) == 2
+    assert len(whole) == len(halved) == pictures.definitions().count("<image") == 3
     assert "dropped" not in whole[0]
     assert 'viewBox="0 0 224 112"' in whole[0]
-    label = "Frame 1 of 2 of a &lt;b&gt;, spectral_residual top 0.5: of 16 patches 8 kept, 8 dropped"
-    assert f'aria-label="{label}"' in halved[0]
-    runs = halved[0].split(' d="')[1].split('"')[0].split("M")[1:]
+    label = "a &lt;b&gt; at 1.00 s, spectral_residual top 0.5: of 16 patches 8 kept, 8 dropped"
+    assert f'aria-label="{label}"' in halved[1]
+    runs = halved[1].split(' d="')[1].split('"')[0].split("M")[1:]
     covered = {
         (int(x) + step, int(y))
         for x, y, run in ((*part.split("h")[0].split(), part.split("h")[1].split("v")[0]) for part in runs)
         for step in range(int(run))
     }
-    kept = shown[arm].patches.kept[0].view(4, 4)
+    kept = shown[arm].patches.kept[1].view(4, 4)
     assert covered == {(x, y) for x in range(4) for y in range(4) if not kept[y, x]}
+
+
+def test_few_small_frames_of_a_long_clip_are_drawn():
+    long = Frames(torch.zeros(10, 3, 90, 160, dtype=torch.uint8), torch.arange(10.0))
+    patches = KeptPatches(
+        (1, 2), (0.0, 0.0, 1.0, 1.0), torch.arange(20).view(10, 2) % 3 == 0, torch.zeros(10, 2).bool()
+    )
+    small = shrink(Shown(long, None, patches), 16 / 9)
+    assert small.frames.pixels.shape == (4, 3, 126, 224)
+    assert small.frames.pts_seconds.tolist() == [0.0, 2.0, 5.0, 7.0]
+    assert torch.equal(small.patches.kept, patches.kept[[0, 2, 5, 7]])
 
 
 # --- plot ---

@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from itertools import groupby
 from typing import Any
 
+import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -24,14 +26,9 @@ _JPEG_QUALITY = 80
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """A clip as the arms saw it.
-
-    Attributes:
-        aspect: width of the clip's own frames over their height; captioners may read them squeezed.
-    """
+    """A clip as the arms saw it: some of the frames of each, small."""
 
     key: str
-    aspect: float
     shown: dict[Arm, Shown]
 
 
@@ -45,9 +42,31 @@ class SampleCollector:
     def __call__(self, clip: Clip, pipelines: Mapping[Arm, SaliencyCaptioner], request: Mapping[str, Any]) -> None:
         if len(self.samples) == self.num_clips:
             return
-        shown = {arm: show(pipeline, clip.frames(pipeline), request) for arm, pipeline in pipelines.items()}
         height, width = clip.read(shortest_side=_SIDE).pixels.shape[-2:]
-        self.samples.append(Sample(clip.key, width / height, shown))
+        shown = {
+            arm: shrink(show(pipeline, clip.frames(pipeline), request), width / height)
+            for arm, pipeline in pipelines.items()
+        }
+        self.samples.append(Sample(clip.key, shown))
+
+
+def shrink(shown: Shown, aspect: float) -> Shown:
+    """Some of the frames, evenly spread, as small pictures.
+
+    Args:
+        aspect: width of the clip's own frames over their height; captioners may read them squeezed.
+    """
+    count = min(len(shown.frames), _MOST_FRAMES)
+    chosen = torch.arange(count) * len(shown.frames) // count
+    height = round(_SIDE / max(aspect, 1.0))
+    size = round(height * aspect), height
+    pictures = [Image.fromarray(p.permute(1, 2, 0).cpu().numpy()) for p in shown.frames.pixels[chosen]]
+    small = np.stack([np.asarray(picture.resize(size, Image.Resampling.BICUBIC)) for picture in pictures])
+    frames = replace(shown.frames.take(chosen), pixels=torch.from_numpy(small).permute(0, 3, 1, 2))
+    patches = shown.patches
+    if patches is not None:
+        patches = replace(patches, kept=patches.kept[chosen], merged=patches.merged[chosen])
+    return Shown(frames, None, patches)
 
 
 class Pictures:
@@ -59,41 +78,35 @@ class Pictures:
 
     def __init__(self, sample: Sample, name: str) -> None:
         self._sample, self._name = sample, name
-        self._height = round(_SIDE / max(sample.aspect, 1.0))
-        self._width = round(self._height * sample.aspect)
-        self._frames: dict[str, str] = {}  # data URI -> id
+        self._images: dict[str, str] = {}  # SVG without its id -> id
 
     def draw(self, arm: Arm) -> list[str]:
-        """SVG of each frame drawn: dropped patches darkened, merged ones greyed."""
-        shown, width, height = self._sample.shown[arm], self._width, self._height
-        drawings, count = [], len(shown.frames)
-        for index in sorted({i * count // min(count, _MOST_FRAMES) for i in range(min(count, _MOST_FRAMES))}):
-            uri = _data_uri(shown.frames.pixels[index], width, height)
-            frame = self._frames.setdefault(uri, f"{self._name}-{len(self._frames)}")
+        """SVG of each frame: dropped patches darkened, merged ones greyed."""
+        shown = self._sample.shown[arm]
+        height, width = shown.frames.pixels.shape[-2:]
+        drawings = []
+        for index, seconds in enumerate(shown.frames.pts_seconds.tolist()):
+            image = f'width="{width}" height="{height}" href="{_data_uri(shown.frames.pixels[index])}"'
+            name = self._images.setdefault(image, f"{self._name}-{len(self._images)}")
             veils, words = "", "all patches kept"
             if shown.patches is not None:
                 veils, words = _veils(shown.patches, index, width, height)
-            label = escape(f"Frame {index + 1} of {count} of {self._sample.key}, {arm.name}: {words}")
+            label = escape(f"{self._sample.key} at {seconds:.2f} s, {arm.name}: {words}")
             drawings.append(
-                f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">'
-                f'<use href="#{frame}"/>{veils}</svg>'
+                f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}"><use href="#{name}"/>{veils}</svg>'
             )
         return drawings
 
     def definitions(self) -> str:
-        """The pixels, for once in the document."""
-        images = "".join(
-            f'<image id="{name}" width="{self._width}" height="{self._height}" href="{uri}"/>'
-            for uri, name in self._frames.items()
-        )
+        """The pixels of all that was drawn, for once in the document."""
+        images = "".join(f'<image id="{name}" {image}/>' for image, name in self._images.items())
         return f'<svg class="hidden" aria-hidden="true"><defs>{images}</defs></svg>'
 
 
-def _data_uri(pixels: Tensor, width: int, height: int) -> str:
-    """A frame (3, H, W) as JPEG of the size given."""
+def _data_uri(pixels: Tensor) -> str:
+    """A frame (3, H, W) as JPEG."""
     file = io.BytesIO()
-    picture = Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
-    picture.resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", quality=_JPEG_QUALITY)
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=_JPEG_QUALITY)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
 
 
