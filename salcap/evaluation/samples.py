@@ -92,9 +92,8 @@ class Pictures:
             if shown.patches is not None:
                 veils, words = _veils(shown.patches, index, width, height)
             label = escape(f"{self._sample.key} at {seconds:.2f} s, {arm.name}: {words}")
-            drawings.append(
-                f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}"><use href="#{name}"/>{veils}</svg>'
-            )
+            frame = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">'
+            drawings.append(f'{frame}<use href="#{name}"/>{veils}</svg>')
         return drawings
 
     def definitions(self) -> str:
