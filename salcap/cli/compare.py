@@ -13,7 +13,9 @@ from salcap.cli.captioning import Model, Revision
 from salcap.cli.console import AsJson, app, fail, given, number, print_columns, progress_bar, say, wrong_use
 
 if TYPE_CHECKING:
+    from salcap.evaluation.bootstrap import Difference
     from salcap.evaluation.comparison import ComparedArm, Comparison
+    from salcap.evaluation.faithfulness import Faithfulness
 
 _SCORES = ("bleu_4", "meteor", "rouge_l", "cider")
 
@@ -38,8 +40,11 @@ def compare(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first clips.")] = None,
     metrics: Annotated[str | None, typer.Option(help="By commas; default: bleu,meteor,rouge_l,cider.")] = None,
     draws: Annotated[int, typer.Option(min=1, help="Of the bootstrap behind the intervals.")] = 2000,
+    faithfulness: Annotated[
+        int, typer.Option(min=0, help="First clips on which to measure deletion faithfulness of each backbone.")
+    ] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder for comparison.json and comparison.csv.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for comparison.json, .csv and report.html.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Caption a data set without saliency, with controls, with student and with teacher: quality and time.
@@ -49,6 +54,8 @@ def compare(
     """
     from salcap.datasets.registry import load_captioned_set
     from salcap.evaluation import comparison
+    from salcap.evaluation.report import write_report
+    from salcap.evaluation.samples import SampleCollector
 
     if output is not None and output.exists():
         fail(f"output {output} exists; name another folder")
@@ -61,6 +68,7 @@ def compare(
             metrics=_split(metrics),
         )
         clips = load_captioned_set(dataset, root, split).first(limit)
+        collector = SampleCollector()
         with progress_bar(len(clips.items) - len(clips.missing), "comparing") as advance:
             result = comparison.compare(
                 clips,
@@ -70,8 +78,10 @@ def compare(
                 num_frames=num_frames,
                 num_beams=num_beams,
                 draws=draws,
+                faithfulness=faithfulness,
                 revision=revision,
                 device=device,
+                observers=[] if output is None else [collector],
                 progress=advance,
                 **settings,
             )
@@ -80,6 +90,8 @@ def compare(
             (output / "comparison.json").write_text(json.dumps(result.to_dict(), indent=1), encoding="utf-8")
             with (output / "comparison.csv").open("w", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows([_HEADINGS, *(_cells(row) for row in result.rows)])
+            references = {item.id: item.captions for item in clips.items}
+            write_report(result, output / "report.html", collector.samples, references)
     if as_json:
         print(json.dumps(result.to_dict()))
     else:
@@ -108,13 +120,17 @@ def _print(result: Comparison) -> None:
     for row in result.rows:
         for baseline, words in row.verdicts.items():
             print(f"{row.arm.name} against {baseline}: {words}")
+    if result.faithfulness:
+        print("Deletion faithfulness: log-probability of the caption without the least and the most salient half.")
+        headings = ("backbone", "clips", "all kept", "least dropped", "most dropped", "faithfulness")
+        print_columns(headings, [_faithfulness_cells(*item) for item in result.faithfulness.items()])
 
 
 def _cells(row: ComparedArm) -> tuple[str, ...]:
     differences = []
     for baseline in ("none", "teacher", "random", "pool"):
         found = row.against.get(baseline, {}).get("cider")
-        differences.append("" if found is None else f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]")
+        differences.append("" if found is None else _with_interval(found))
     return (
         row.arm.name,
         f"{row.visual_tokens:g}",
@@ -125,6 +141,15 @@ def _cells(row: ComparedArm) -> tuple[str, ...]:
         f"{row.time_saved:.1%}",
         "-" if row.peak_memory_mib is None else f"{row.peak_memory_mib:.0f}",
     )
+
+
+def _faithfulness_cells(name: str, found: Faithfulness) -> tuple[str, ...]:
+    means = (found.whole, found.least_dropped, found.most_dropped)
+    return (name, str(found.num_clips), *map(number, means), _with_interval(found.difference))
+
+
+def _with_interval(found: Difference) -> str:
+    return f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
 
 
 def _split(names: str | None) -> list[str] | None:

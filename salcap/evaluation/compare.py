@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -66,6 +66,17 @@ class ArmRun:
     peak_memory_mib: float | None
 
 
+class Observer(Protocol):
+    """Looks at the clips after the arms, outside of what is timed."""
+
+    def __call__(self, clip: Clip, pipelines: Mapping[Arm, SaliencyCaptioner], request: Mapping[str, Any]) -> None:
+        """Called for each clip that all arms captioned; a pipeline's maps of it are still at hand.
+
+        Args:
+            request: the keyword arguments of `SaliencyCaptioner.caption`.
+        """
+
+
 def list_arms(
     saliency: Sequence[str], mode: Sequence[str], policy: Sequence[str], keep_ratio: Sequence[float]
 ) -> list[Arm]:
@@ -96,7 +107,8 @@ def run_arms(
     *,
     batch_size: int = 8,
     num_frames: int | None = None,
-    progress: Callable[[int], object] = lambda done: None,
+    observers: Sequence[Observer] = (),
+    progress: Callable[[float], object] = lambda done: None,
     **generation: Any,
 ) -> tuple[dict[Arm, ArmRun], dict[str, str]]:
     """Caption every clip in every arm; batch by batch the arms take turns, so that what else the machine does hits all.
@@ -108,7 +120,8 @@ def run_arms(
         backbones: those that the arms name.
         clips: id, and what reads it.
         num_frames: see `SaliencyCaptioner.caption`.
-        progress: called with the number of clips just done.
+        observers: called in turn.
+        progress: called after an arm's turn with the number of clips just done, in all arms being one.
         generation: keyword arguments of ``transformers``' generate.
 
     Returns:
@@ -126,21 +139,25 @@ def run_arms(
     failures: dict[str, str] = {}
     peaks: dict[Arm, float | None] = {}
     left, arms = iter(clips), list(arms)
-    while batch := [_Clip(key, read) for key, read in islice(left, batch_size)]:
+    while batch := [Clip(key, read) for key, read in islice(left, batch_size)]:
         readable = [clip for clip in batch if clip.can_be_read(pipelines.values(), failures)]
         if readable and not peaks:  # this warms up as well
             for arm, pipeline in pipelines.items():
                 peaks[arm] = peak_rise_mib(partial(_caption, pipeline, readable, request), device)
                 pipeline.saliency.forget()  # type: ignore[operator]
-        for arm in arms if readable else ():
-            for clip, result in zip(readable, _caption(pipelines[arm], readable, request), strict=True):
+        for arm in arms:
+            results = _caption(pipelines[arm], readable, request) if readable else []
+            for clip, result in zip(readable, results, strict=True):
                 captions[arm][clip.key] = result
                 if result.text is None:
                     failures.setdefault(clip.key, f"{arm.name}: {result.error}")
+            progress(len(batch) / len(arms))
+        for clip in batch:
+            for observe in observers if clip.key not in failures else ():
+                observe(clip, pipelines, request)
         arms = [*arms[1:], arms[0]]
         for pipeline in pipelines.values():
             pipeline.saliency.forget()  # type: ignore[operator]
-        progress(len(batch))
     runs = {
         arm: ArmRun({key: c for key, c in captions[arm].items() if key not in failures}, peaks.get(arm))
         for arm in pipelines
@@ -156,7 +173,7 @@ def _pipeline(captioner: SaliencyCaptioner, arm: Arm, maps: SaliencyModel) -> Sa
     return SaliencyCaptioner(weighted.captioner, maps, weighted.weighting)
 
 
-def _caption(pipeline: SaliencyCaptioner, clips: Sequence[_Clip], request: Mapping[str, Any]) -> list[Caption]:
+def _caption(pipeline: SaliencyCaptioner, clips: Sequence[Clip], request: Mapping[str, Any]) -> list[Caption]:
     frames = [clip.frames(pipeline) for clip in clips]
     results = pipeline.caption_batch(frames, **request)
     if pipeline.weighting.mode != "none":
@@ -166,17 +183,17 @@ def _caption(pipeline: SaliencyCaptioner, clips: Sequence[_Clip], request: Mappi
     return results
 
 
-class _Clip:
+class Clip:
     """A clip that is read once for all pipelines that want it in one size."""
 
     def __init__(self, key: str, read: Reader) -> None:
-        self.key, self._read = key, read
+        self.key, self.read = key, read
         self._frames: dict[str, Frames] = {}
 
     def frames(self, pipeline: SaliencyCaptioner) -> Frames:
         options = pipeline.read_options
         if str(options) not in self._frames:
-            self._frames[str(options)] = replace(self._read(**options), source=self.key)
+            self._frames[str(options)] = replace(self.read(**options), source=self.key)
         return self._frames[str(options)]
 
     def can_be_read(self, pipelines: Iterable[SaliencyCaptioner], failures: dict[str, str]) -> bool:

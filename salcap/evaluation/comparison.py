@@ -16,8 +16,9 @@ from salcap.datasets.captioned_videos import CaptionedItem, CaptionedSet
 from salcap.datasets.registry import load_captioned_set
 from salcap.evaluation.bootstrap import DRAWS, Difference, paired_bootstrap
 from salcap.evaluation.captions import DEFAULT_METRICS, NOT_ASKED, SCORES, ScoreReport, bleu_of_counts, score_report
-from salcap.evaluation.compare import CONTROLS, NONE, Arm, ArmRun, Reader, list_arms, run_arms
+from salcap.evaluation.compare import CONTROLS, NONE, Arm, ArmRun, Observer, Reader, list_arms, run_arms
 from salcap.evaluation.evaluate import read_still
+from salcap.evaluation.faithfulness import Faithfulness, FaithfulnessMeter
 from salcap.evaluation.instruments import percentiles
 from salcap.pipeline import SaliencyCaptioner
 from salcap.saliency import SaliencyModel, create_saliency
@@ -65,6 +66,7 @@ class Comparison:
         missing: backbone -> why it is in no row.
         missing_scores: score -> why it could not be computed.
         draws: of the paired bootstrap behind each interval.
+        faithfulness: backbone -> deletion faithfulness of its maps; empty where it was not asked for.
     """
 
     dataset: str
@@ -76,6 +78,7 @@ class Comparison:
     threads: int
     draws: int
     rows: list[ComparedArm]
+    faithfulness: dict[str, Faithfulness]
     failures: dict[str, str]
     missing: dict[str, str]
     missing_scores: dict[str, str]
@@ -101,10 +104,12 @@ def compare(
     num_frames: int | None = None,
     metrics: Sequence[str] = DEFAULT_METRICS,
     draws: int = DRAWS,
+    faithfulness: int = 0,
     revision: str | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
-    progress: Callable[[int], object] = lambda done: None,
+    observers: Sequence[Observer] = (),
+    progress: Callable[[float], object] = lambda done: None,
     **generation: Any,
 ) -> Comparison:
     """Caption a data set in every combination of the settings, in turns, and compare quality and time.
@@ -120,7 +125,8 @@ def compare(
         batch_size: clips that an arm captions together before the next arm's turn.
         metrics: see `salcap.score_captions`.
         draws: of the bootstrap.
-        progress: called with the number of clips just done.
+        faithfulness: how many of the clips to measure deletion faithfulness on.
+        observers, progress: see `salcap.evaluation.compare.run_arms`.
         generation: keyword arguments of ``transformers``' generate.
 
     Raises:
@@ -136,6 +142,12 @@ def compare(
         model, processor, saliency="uniform", mode="none", revision=revision, device=device, dtype=dtype
     )
     backbones, missing = _load(saliency)
+    if faithfulness and not (backbones and "prune" in captioner.captioner.modes):
+        raise ValueError(
+            f"faithfulness is measured by pruning with a backbone's maps, got saliency {list(saliency)} for"
+            f" {captioner.captioner.name} with modes {sorted(captioner.captioner.modes)}"
+        )
+    meter = FaithfulnessMeter(faithfulness)
     arms = list_arms(["none", *backbones], mode, policy, keep_ratio)
     clips = [(item.id, _reader(item, dataset.stills, captioner.resolve_num_frames(num_frames))) for item in items]
     runs, failures = run_arms(
@@ -145,6 +157,7 @@ def compare(
         clips,
         batch_size=batch_size,
         num_frames=1 if dataset.stills else num_frames,
+        observers=[meter, *observers],
         progress=progress,
         **generation,
     )
@@ -161,6 +174,7 @@ def compare(
         threads=torch.get_num_threads(),
         draws=draws,
         rows=rows,
+        faithfulness=meter.results(draws),
         failures=dataset.missing | failures,
         missing=missing,
         missing_scores=missing_scores,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +16,8 @@ from salcap.weighting.budgets import check_scope, clip_budget, share_budget
 from salcap.weighting.policies import POLICIES, Choice, Policy, Request
 from salcap.weighting.pooling import Grid, check_grid
 from salcap.weighting.scaling import check_saliency
+
+_record: ContextVar[list[tuple[Grid, PatchSelection]] | None] = ContextVar("record", default=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,14 +115,25 @@ def select_patches(
     limits = (keep_ratio, num_keep, max_visual_tokens, min_keep, num_prefix_tokens, num_extra_tokens)
     total = clip_budget(num_frames, num_patches, *limits)
     if total == num_frames * num_patches:
-        return _arrange(Choice(torch.ones_like(saliency, dtype=torch.bool)))
+        return _recorded(_arrange(Choice(torch.ones_like(saliency, dtype=torch.bool))), (gh, gw))
     seeds = torch.as_tensor(seed, device=saliency.device)
     if seeds.ndim and seeds.shape != (batch,):
         raise ValueError(f"seed must be an int or ({batch},), one for each clip, got {tuple(seeds.shape)}")
     budgets = share_budget(saliency, total, min_keep, scope, chosen.reads_map)
     seeds = combine_seeds(seeds.reshape(-1, 1), torch.arange(num_frames, device=saliency.device))
     request = Request(saliency, budgets, int(budgets[0].sum()), (gh, gw), seeds.expand(batch, num_frames))
-    return _arrange(chosen.choose(request))
+    return _recorded(_arrange(chosen.choose(request)), (gh, gw))
+
+
+@contextmanager
+def recorded_selections() -> Iterator[list[tuple[Grid, PatchSelection]]]:
+    """What `select_patches` answers meanwhile in this thread, with the grid: what a captioner keeps of its clips."""
+    record: list[tuple[Grid, PatchSelection]] = []
+    token = _record.set(record)
+    try:
+        yield record
+    finally:
+        _record.reset(token)
 
 
 def prune_patches(
@@ -172,6 +188,13 @@ def prune_patches(
         frames = torch.cat([frame_of_prefix.expand(batch, -1), selection.frame_of_token], 1)
         tokens = _take(torch.cat([prefix.flatten(1, 2), tokens], 1), frames.argsort(dim=1, stable=True))
     return tokens, selection
+
+
+def _recorded(selection: PatchSelection, grid: Grid) -> PatchSelection:
+    record = _record.get()
+    if record is not None:
+        record.append((grid, selection))
+    return selection
 
 
 def _arrange(choice: Choice) -> PatchSelection:
