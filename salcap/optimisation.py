@@ -32,12 +32,15 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
 class WeightAverage:
     """Exponential average of what a model learns (trained weights, BatchNorm statistics), better than the last state.
 
+    The decay grows with the updates, (1 + n) / (10 + n) at most, so that a short training is not averaged with the
+    weights that it began with.
+
     Attributes:
         values: name -> average; starts as the weights are.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
+        self.decay, self._num_updates = decay, 0
         self._learnt: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
         kept = model.state_dict().keys()
         self._learnt |= {name: b for name, b in model.named_buffers() if name in kept}
@@ -48,11 +51,19 @@ class WeightAverage:
         return {name: p.detach() for name, p in self._learnt.items()}
 
     def update(self) -> None:
+        self._num_updates += 1
+        decay = min(self.decay, (1 + self._num_updates) / (10 + self._num_updates))
         averaged = [name for name, value in self.values.items() if value.is_floating_point()]
         weights = [self._learnt[name].detach() for name in averaged]
-        torch._foreach_lerp_([self.values[name] for name in averaged], weights, 1 - self.decay)
+        torch._foreach_lerp_([self.values[name] for name in averaged], weights, 1 - decay)
         for name in self.values.keys() - set(averaged):  # counts
             self.values[name].copy_(self._learnt[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"values": self.values, "num_updates": self._num_updates}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.values, self._num_updates = state["values"], state["num_updates"]
 
     def put(self, values: Mapping[str, Tensor]) -> None:
         """Set the model's weights."""

@@ -313,3 +313,25 @@ def test_mixture_draws_every_policy_with_and_without_scaling():
         maps = draw_log_density(rng, density)
         assert maps.shape == density.shape
         torch.testing.assert_close(maps.exp().sum((-2, -1)), torch.ones(2, 2))
+
+
+def test_a_short_training_is_not_averaged_with_its_first_weights():
+    model = torch.nn.Linear(1, 1, bias=False)
+    average = WeightAverage(model, decay=0.999)
+    values = []
+    for n in range(1, 101):
+        model.weight.data.fill_(float(n))
+        average.update()
+        values.append(average.values["weight"].item())
+    wanted = 0.0  # by hand, from weights that no longer count
+    for n in range(1, 101):
+        wanted += (n - wanted) * (1 - (1 + n) / (10 + n))
+    assert values[-1] == pytest.approx(wanted, rel=1e-5)
+    assert values[-1] > 80  # with the full decay from the start it would be 5
+    other = WeightAverage(torch.nn.Linear(1, 1, bias=False), decay=0.999)
+    other.load_state_dict(average.state_dict())
+    model.weight.data.fill_(0.0)
+    other._learnt["weight"].data.fill_(0.0)
+    average.update()
+    other.update()
+    assert other.values["weight"].item() == average.values["weight"].item()

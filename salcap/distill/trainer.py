@@ -221,7 +221,7 @@ class Distiller:
                 "stage": stage,
                 "step": step,
                 "student": self.average.current(),
-                "average": self.average.values,
+                "average": self.average.state_dict(),
                 **{
                     name: None if part is None else part.state_dict()
                     for name, part in (("methods", methods), ("main", main), ("alternate", alternate))
@@ -237,7 +237,7 @@ class Distiller:
         if state["settings"] != self._fixed_settings():
             raise ValueError(f"{path} was made with other settings; name another output or restore the config")
         self.average.put(state["student"])
-        self.average.values = state["average"]
+        self.average.load_state_dict(state["average"])
         self.progress(f"resumed from {path}: stage {state['stage']}, step {state['step']}")
         return state
 

@@ -221,7 +221,7 @@ class CaptionerTrainer:
             "stage": stage,
             "step": step,
             "model": self.average.current(),
-            "ema": self.average.values,
+            "ema": self.average.state_dict(),
             "optimizer": None if optimizer is None else optimizer.state_dict(),
         }
         write_checkpoint(self.output / "checkpoint.pt", state)
@@ -234,7 +234,7 @@ class CaptionerTrainer:
         if state["settings"] != self._fixed_settings():
             raise ValueError(f"{path} was made with other settings; name another output or restore the config")
         self.average.put(state["model"])
-        self.average.values = state["ema"]
+        self.average.load_state_dict(state["ema"])
         self.progress(f"resumed from {path}: stage {state['stage']}, step {state['step']}")
         return state
 
