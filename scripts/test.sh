@@ -8,4 +8,4 @@ python="$root/.venv/bin/python"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m mypy
-"$python" -m pytest "$@"
+"$python" -m pytest -n auto --dist loadfile "$@"  # a file stays in one process, and with it what its tests share
