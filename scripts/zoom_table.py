@@ -22,6 +22,7 @@ import numpy as np
 
 from salcap.captioners import load_captioner
 from salcap.datasets.registry import load_captioned_set
+from salcap.evaluation.bootstrap import paired_bootstrap
 from salcap.evaluation.captions import score_report
 from salcap.evaluation.evaluate import describe_runs, evaluate_set
 from salcap.pipeline import SaliencyCaptioner
@@ -42,12 +43,10 @@ def save_resized(size: int, folder: Path) -> str:
     return str(path)
 
 
-def difference(ours: dict[str, float], theirs: dict[str, float], draws: int = 2000) -> tuple[float, float, float]:
+def difference(ours: dict[str, float], theirs: dict[str, float]) -> tuple[float, float, float]:
     """Mean difference of the images' scores, and the ends of its 95 % interval."""
-    apart = np.array([ours[key] - theirs[key] for key in ours])
-    chosen = np.random.default_rng(0).integers(len(apart), size=(draws, len(apart)))
-    low, high = np.quantile(apart[chosen].mean(1), (0.025, 0.975))
-    return round(float(apart.mean()), 4), round(float(low), 4), round(float(high), 4)
+    found = paired_bootstrap(*(np.array([scores[key] for key in ours]) for scores in (ours, theirs)))
+    return round(found.value, 4), round(found.low, 4), round(found.high, 4)
 
 
 def main() -> None:

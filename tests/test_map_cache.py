@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from salcap.cli import app
 from salcap.datasets.captioned_images import decode_density, encode_density, iter_density_maps
 from salcap.distill import map_cache
-from salcap.distill.map_cache import build_map_cache, hash_weights, predict_density, read_map_cache
+from salcap.distill.map_cache import build_map_cache, predict_density, read_map_cache
+from salcap.evaluation.provenance import weights_sha256
 from salcap.frames import Frames
 from salcap.saliency import TorchSaliency, create_saliency
 
@@ -209,8 +210,8 @@ def test_other_settings_are_refused(pictures, model, tmp_path):
 
 def test_other_weights_are_refused(pictures, tmp_path):
     networks = [TorchSaliency(torch.nn.Conv2d(3, 1, 1)) for _ in range(2)]
-    assert hash_weights(networks[0]) == hash_weights(networks[0]) != hash_weights(networks[1])
-    assert hash_weights(create_saliency("center")) is None
+    assert weights_sha256(networks[0]) == weights_sha256(networks[0]) != weights_sha256(networks[1])
+    assert weights_sha256(create_saliency("center")) is None
     build_map_cache(networks[0], pictures, tmp_path / "maps")
     with pytest.raises(ValueError, match="weights_sha256 '"):
         build_map_cache(networks[1], pictures, tmp_path / "maps")

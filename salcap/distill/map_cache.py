@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -17,6 +16,7 @@ from PIL import Image
 
 from salcap import __version__
 from salcap.datasets.captioned_images import decode_density, encode_density, iter_map_shards
+from salcap.evaluation.provenance import weights_sha256
 from salcap.frames import Frames
 from salcap.saliency import SaliencyModel, resize_log_density
 from salcap.video import read_frames
@@ -91,7 +91,7 @@ def build_map_cache(
     record = {
         "teacher": model.name,
         "options": dict(options or {}),
-        "weights_sha256": hash_weights(model),
+        "weights_sha256": weights_sha256(model),
         "size": list(size),
         "kind": kind,
         "source": str(source),
@@ -210,18 +210,6 @@ def predict_density(model: SaliencyModel, frames: Frames, size: tuple[int, int])
     if all(own >= asked for own, asked in zip(log_density.shape[1:], size, strict=True)):
         return pool_to_grid(log_density.exp(), size)
     return resize_log_density(log_density, size).exp()
-
-
-def hash_weights(model: SaliencyModel) -> str | None:
-    """SHA-256 of the file a model was read from, else of its state; None where it has no weights."""
-    path = getattr(model, "weights_path", None)
-    if path is not None:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    digest, state = hashlib.sha256(), model.state_dict()
-    for name, tensor in sorted(state.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest() if state else None
 
 
 class _ShardWriter:

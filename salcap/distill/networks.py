@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from salcap.distill.data import Batch, Stills, prepare_array
-from salcap.distill.map_cache import hash_weights
 from salcap.distill.settings import ModelSpec
+from salcap.evaluation.provenance import weights_sha256
 from salcap.saliency import SaliencyModel, create_saliency
 from salcap.saliency.streams import StreamModel
 from salcap.saliency.trainable import TRAINABLE
@@ -86,7 +86,7 @@ class TeacherFeatures:
             first = self._extract(spec, model, paths[0])
             self._stored[name] = prepare_array(
                 self._cache / f"features-{name.replace('/', '_')}",
-                [str(hash_weights(model)), str(spec.feature_layer), *map(str, paths)],
+                [str(weights_sha256(model)), str(spec.feature_layer), *map(str, paths)],
                 first.shape,
                 lambda row: self._extract(spec, model, paths[row]),
                 self._progress,
