@@ -13,9 +13,20 @@ from salcap.weighting.apportion import bounded_shares
 from salcap.weighting.policies import patch_path
 
 
-def test_top_keeps_the_highest_and_the_first_of_equals():
-    saliency = torch.tensor([[[0.5, 2.0, 0.5, 3.0, 0.5, 0.5], [1.0] * 6]])
-    assert select_patches(saliency, (2, 3), num_keep=3, policy="top").keep_indices.tolist() == [[0, 1, 3, 6, 7, 8]]
+def test_top_keeps_the_highest():
+    saliency = torch.tensor([[[0.5, 2.0, 0.5, 3.0, 0.5, 0.25], [5.0, 1.0, 1.0, 1.0, 4.0, 4.0]]])
+    assert select_patches(saliency, (2, 3), num_keep=3, policy="top").keep_indices[0, 3:].tolist() == [6, 10, 11]
+    assert {1, 3} < set(select_patches(saliency, (2, 3), num_keep=3, policy="top").keep_indices[0, :3].tolist())
+
+
+@pytest.mark.parametrize("policy", ["top", "foveate"])
+@pytest.mark.parametrize("num_keep", [8, 49, 98, 147])
+def test_equals_are_taken_from_all_over_the_frame(policy, num_keep):
+    selection = select_patches(torch.ones(1, 1, 196), (14, 14), num_keep=num_keep, policy=policy)
+    kept = torch.zeros(196)
+    kept[selection.keep_indices[0]] = 1.0
+    quarters = F.avg_pool2d(kept.view(1, 14, 14), 7).flatten()
+    assert float(quarters.max() - quarters.min()) < 0.1
 
 
 def test_foveate_by_hand():

@@ -46,11 +46,18 @@ class CaptionerTrainer:
         )
         self.device = self.accelerator.device
         torch.manual_seed(settings.seed)
-        self.data = TrainingData(settings, self.accelerator, progress)
+        self.data = self.load_data()
         self.tokenizer = self.data.tokenizer
-        self.model: Any = build_captioner(settings.model, self.tokenizer, settings.saliency)
+        self.model: Any = self.start_model()
         self.task: nn.Module = self.accelerator.prepare(CaptionTask(self.model))
         self.average = WeightAverage(self.model, settings.ema_decay)
+
+    def load_data(self) -> TrainingData:
+        return TrainingData(self.settings, self.accelerator, self.progress)
+
+    def start_model(self) -> Any:
+        """The captioner before its first step."""
+        return build_captioner(self.settings.model, self.tokenizer, self.settings.saliency)
 
     def run(self) -> Path:
         """Train, and return the folder of the finished captioner (``output/model``)."""
@@ -120,7 +127,7 @@ class CaptionerTrainer:
                 self.progress(f"{stage.kind} {step + 1}/{total} {window.means()} {rate}")
                 window = Means()
             if ended:
-                self._log(stage=stage.kind, epoch=epoch + 1, **whole.means(), **self._validate(stage))
+                self._log(stage=stage.kind, epoch=epoch + 1, **whole.means(), **self.validate(stage))
                 whole = Means()
             if ended or (step + 1) % self.settings.checkpoint_steps == 0:
                 self._checkpoint(index, step + 1, optimizer)
@@ -192,7 +199,7 @@ class CaptionerTrainer:
     # ---- validation, averaging, checkpoints
 
     @torch.inference_mode()
-    def _validate(self, stage: StageSettings) -> dict[str, float]:
+    def validate(self, stage: StageSettings) -> dict[str, float]:
         """Greedy CIDEr-D of the averaged weights on validation images: whole, and at a quarter of the patches."""
         if stage.kind == "language":
             return {}

@@ -63,7 +63,7 @@ class TrainingData:
         """
         frames = int(rng.choice((1, 2, 3), p=(0.85, 0.1, 0.05)))
         views = rng.integers(self.settings.data.num_views, size=(len(chosen), frames))
-        features, density = self._gather([self._rows[i] for i in chosen], views)
+        features, density = self.gather([self._rows[i] for i in chosen], views)
         weighting = draw_weighting(rng, light=frames > 1)
         log_density = None if weighting.mode == "none" else draw_log_density(rng, density)
         seconds = rng.uniform(0.2, 4.0, views.shape).cumsum(axis=1)
@@ -77,7 +77,7 @@ class TrainingData:
     def validation_visual(self, start: int, stop: int, rng: np.random.Generator) -> dict[str, Any]:
         """Features and maps of validation images, whole and as they are; the maps of `draw_log_density`'s teacher."""
         rows = [(self.validation_cache, row) for row in range(start, min(stop, len(self.validation_captions)))]
-        features, density = self._gather(rows, np.zeros((len(rows), 1), int))
+        features, density = self.gather(rows, np.zeros((len(rows), 1), int))
         maps = draw_log_density(rng, density, teacher=True).to(self.device)
         return {"trunk_features": features, "log_density": maps}
 
@@ -87,7 +87,7 @@ class TrainingData:
         packed = pack_captions(rows, t.bos_token_id, t.eos_token_id, t.pad_token_id, most)
         return {key: value.to(self.device) for key, value in packed.items()}
 
-    def _gather(self, rows: Sequence[tuple[FeatureCache, int]], views: np.ndarray) -> tuple[Tensor, Tensor]:
+    def gather(self, rows: Sequence[tuple[FeatureCache, int]], views: np.ndarray) -> tuple[Tensor, Tensor]:
         """Trunk features (B, F, N, C) on the device and maps (B, F, g, g) on the CPU, float32."""
         pairs = list(zip(rows, views, strict=True))
         features = torch.from_numpy(np.stack([cache.features[row][chosen] for (cache, row), chosen in pairs]))

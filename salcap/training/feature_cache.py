@@ -107,7 +107,11 @@ class FeatureCache:
         image_id = self.items[image].image_id
         if image_id not in self.density_of:
             return np.full((self.grid, self.grid), np.nan, np.float32)
-        return crop_density(self.density_of[image_id], draw_view(image_id, view, self.seed), self.grid)
+        return crop_density(self.density_of[image_id], self.view(image_id, view), self.grid)
+
+    def view(self, image_id: str, index: int) -> View:
+        """The ``index``-th view of an image."""
+        return draw_view(image_id, index, self.seed)
 
     def build(
         self,
@@ -143,8 +147,7 @@ class FeatureCache:
                 with Image.open(item.path) as image:
                     image.load()
                 for v in range(self.num_views):
-                    view = draw_view(item.image_id, v, self.seed)
-                    pixels.append(render_view(image, view, self.image_size))
+                    pixels.append(render_view(image, self.view(item.image_id, v), self.image_size))
             batch = torch.from_numpy(np.stack(pixels)).to(device).permute(0, 3, 1, 2).float() / 255
             with torch.inference_mode():
                 maps = trunk.shallow(batch.contiguous(memory_format=torch.channels_last))[-1]

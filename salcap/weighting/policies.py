@@ -66,8 +66,8 @@ class Policy:
 
 
 def top(request: Request) -> Choice:
-    """The most salient patches; the first of equals."""
-    return Choice(_highest(request.saliency, request.budgets))
+    """The most salient patches; equals are taken from all over the frame."""
+    return Choice(_most_salient(request, request.budgets))
 
 
 def random(request: Request) -> Choice:
@@ -111,7 +111,7 @@ def foveate(request: Request) -> Choice:
     else:  # every clip must keep as many patches as the others, and every frame one coarse token at least
         total = num_frames * (request.num_tokens - request.num_tokens // 2) + request.total % num_frames // 2
         num_coarse = apportion(budgets, total, 1, budgets)
-    keep = _highest(request.saliency, budgets - num_coarse)
+    keep = _most_salient(request, budgets - num_coarse)
     path, place = patch_path(request.grid, request.num_tokens - request.num_tokens // 2, keep.device)
     rest = ~keep[..., path]
     stretch = (rest.cumsum(-1) - 1) * num_coarse[..., None] // rest.sum(-1, keepdim=True)
@@ -163,6 +163,23 @@ def patch_path(grid: Grid, num_stretches: int, device: torch.device) -> tuple[Te
             path += [row * gw + column for row in (rows if turn % 2 == 0 else reversed(rows))]
     forward = torch.tensor(path, device=device)
     return forward, forward.argsort()
+
+
+def _most_salient(request: Request, counts: Tensor) -> Tensor:
+    order = _spread_order(request.grid, request.num_tokens, request.saliency.device)
+    return _highest(request.saliency[..., order], counts)[..., order.argsort()]
+
+
+@lru_cache(maxsize=256)
+@torch.inference_mode(False)
+def _spread_order(grid: Grid, num_tokens: int, device: torch.device) -> Tensor:
+    """(N,) int64: all patches in an order of which each beginning is spread evenly over the frame.
+
+    That of `patch_path`'s places with their bits reversed (van der Corput).
+    """
+    _, place = patch_path(grid, num_tokens, device)
+    num_bits = max(len(place) - 1, 1).bit_length()
+    return sum((place >> bit & 1) << (num_bits - 1 - bit) for bit in range(num_bits)).argsort()
 
 
 def _highest(values: Tensor, counts: Tensor) -> Tensor:
