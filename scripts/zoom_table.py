@@ -7,7 +7,8 @@ view of as many tokens (160 pixels, 100 tokens), one of 49 and one of 196.
 
     python scripts/zoom_table.py ../shared/data/captions/flickr8k --limit 300 --models /tmp/models
 
-The views' captioners are left in the folder ``--models``, for ``salcap evaluate --model``. The last line is JSON: each
+The views' captioners are left in the folder ``--models``, for ``salcap evaluate --model``. With ``--trained`` they are
+those that ``scripts/zoom_training.py`` left there, for two views and for one of 160 pixels. The last line is JSON: each
 arm's scores, tokens, stages in ms, and the difference of its CIDEr from each other one's with a paired bootstrap
 interval (95 %, 2,000 draws of the images).
 """
@@ -55,12 +56,18 @@ def main() -> None:
     parser.add_argument("--limit", type=int)
     parser.add_argument("--zoom", type=float, default=2.0)
     parser.add_argument("--models", type=Path, required=True)
+    parser.add_argument("--trained", action="store_true")
     options = parser.parse_args()
     dataset = load_captioned_set("flickr8k-val", options.root).first(options.limit)
     references = {item.id: list(item.captions) for item in dataset.items}
-    models = {size: save_resized(size, options.models) for size in (VIEW, EQUAL, FULL)}
+    if options.trained:
+        singles: tuple[int, ...] = (EQUAL,)
+        models = {VIEW: str(options.models / "pair" / "model"), EQUAL: str(options.models / "single" / "model")}
+    else:
+        singles = (EQUAL, VIEW, FULL)
+        models = {size: save_resized(size, options.models) for size in singles}
     arms = {f"zoom {name}": (VIEW, {**setting, "zoom": options.zoom}) for name, setting in ZOOMED.items()}
-    arms |= {f"one view of {size} px": (size, {"mode": "none"}) for size in (EQUAL, VIEW, FULL)}
+    arms |= {f"one view of {size} px": (size, {"mode": "none"}) for size in singles}
     rows, each = {}, {}
     for name, (size, setting) in arms.items():
         captioner = SaliencyCaptioner.from_pretrained(models[size], **setting)
