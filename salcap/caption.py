@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 
@@ -57,3 +58,11 @@ class Caption:
         record = asdict(self)
         text = record.pop("text")
         return {"path": record.pop("path"), "caption": text, **record}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Caption:
+        """The caption of which `to_dict` made a record, out of JSON too; other keys are left alone."""
+        values = {"text": record["caption"], **{f.name: record[f.name] for f in fields(cls) if f.name != "text"}}
+        for name in ("frame_pts_seconds", "warnings"):
+            values[name] = tuple(values[name])
+        return cls(**{**values, "zoom_boxes": tuple(map(tuple, values["zoom_boxes"]))})

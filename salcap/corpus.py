@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ from typing import Any
 import torch
 
 from salcap.caption import Caption
+from salcap.datasets.captioned_videos import CaptionedSet
 from salcap.frames import Frames
 from salcap.manifest import Item, check_unique
 from salcap.pipeline import ClipSource, SaliencyCaptioner
 from salcap.reading import ReaderPool
 from salcap.records import Record, RecordFile, check_settings, count_errors, merge_records, read_records
+from salcap.stills import read_still
 from salcap.video import DEFAULT_LIMITS, VideoLimits, read_frames
 
 TIME_LIMIT = 300.0  # seconds for the reading of one clip
@@ -55,7 +57,7 @@ class CorpusSummary:
 
 def caption_corpus(
     captioner: SaliencyCaptioner | Callable[[], SaliencyCaptioner],
-    items: Sequence[Item | str | os.PathLike[str]],
+    items: Sequence[Item | str | os.PathLike[str]] | CaptionedSet,
     output: str | os.PathLike[str] | None = None,
     *,
     num_frames: int | None = None,
@@ -68,6 +70,8 @@ def caption_corpus(
     shard: tuple[int, int] = (1, 1),
     overwrite: bool = False,
     retry_failed: bool = False,
+    lessen: bool = True,
+    settings: Mapping[str, Any] | None = None,
     progress: Callable[[Record, int, int], object] = lambda record, done, total: None,
     **generation: Any,
 ) -> CorpusSummary:
@@ -80,24 +84,34 @@ def caption_corpus(
 
     Args:
         captioner: or a function that loads it, called when reading has begun.
-        items: their ids must differ.
+        items: their ids must differ; of a data set those that are `present`.
         output: a .jsonl file, see `RecordFile`; None keeps no records.
         num_frames, frames, generation: as for `SaliencyCaptioner.caption`.
-        num_workers: reading processes; None: half of the cores, at least 1, at most 8; 0: none.
+        num_workers: reading processes; None: half of the cores, at least 1, at most 8, for a set of photographs 0;
+            0: none.
         time_limit: seconds for reading one clip, then it fails with ``ReadTimeout``; None: `TIME_LIMIT`, or without
             reading processes none; infinity: none.
         limits: what a file may cost.
-        reader: in place of `read_frames`; a function that a new process can import.
+        reader: in place of `read_frames`; a function that a new process can import. For a set of photographs it is
+            `read_still`.
         shard: (i, n): the i-th of n parts, counted from 1. Each writes a file of its own (``captions.1-of-4.jsonl``);
             whichever is done last merges them into ``output``.
         overwrite: replace ``output``.
         retry_failed: caption again what failed in earlier runs.
+        lessen: False: a clip that alone is out of memory fails, rather than be captioned from less than was asked for.
+        settings: JSON-ready; what else an earlier run on the same output must have had in common with this one.
         progress: called after each record with it, how many are done in this run, and how many there are to do.
 
     Raises:
         ValueError: settings that fit no video or not the output's, ids that are not unique.
         OSError: records cannot be written; those written before are whole.
     """
+    if isinstance(items, CaptionedSet):
+        num_frames = items.resolve_num_frames(num_frames, frames)
+        if items.stills:
+            reader = read_still
+            num_workers = 0 if num_workers is time_limit is None else num_workers
+        items = [Item(str(each.path), each.id, each.start_seconds, each.end_seconds) for each in items.present]
     items = check_unique([item if isinstance(item, Item) else Item(os.fspath(item)) for item in items])
     part, parts = shard
     if not 1 <= part <= parts:
@@ -114,7 +128,7 @@ def caption_corpus(
     with ReaderPool(num_workers, None if time_limit == math.inf else time_limit, limits, reader) as pool:
         if not isinstance(captioner, SaliencyCaptioner):
             captioner = captioner()
-        model = _BatchCaptioner(captioner, num_frames, frames, batch_size, generation)
+        model = _BatchCaptioner(captioner, num_frames, frames, batch_size, lessen, generation)
         if output is None:
             outcomes: dict[str, str | None] = {}
             for record in model.run(mine, pool):
@@ -122,11 +136,11 @@ def caption_corpus(
                 progress(record, len(outcomes), len(mine))
             return CorpusSummary(len(mine), len(outcomes), count_errors(outcomes.values()), None)
 
-        output = Path(output)
+        output, settings = Path(output), {**model.settings, **(settings or {})}
         files = [part_path(output, number, parts) for number in range(1, parts + 1)]
         if parts > 1 and output.exists() and not overwrite:
-            check_settings(output, model.settings)
-        with RecordFile(files[part - 1], model.settings, overwrite, retry_failed) as file:
+            check_settings(output, settings)
+        with RecordFile(files[part - 1], settings, overwrite, retry_failed) as file:
             model.succeeded = None in file.outcomes.values()
             todo = [item for item in mine if item.id not in file.outcomes]
             for done, record in enumerate(model.run(todo, pool), 1):
@@ -162,20 +176,19 @@ class _BatchCaptioner:
         num_frames: int | None,
         frames: str,
         batch_size: int,
+        lessen: bool,
         generation: dict[str, Any],
     ) -> None:
-        self.captioner, self.frames, self.generation = captioner, frames, generation
+        self.captioner, self.frames, self.lessen, self.generation = captioner, frames, lessen, generation
         self.num_frames = captioner.resolve_num_frames(num_frames)
         self.first_read = captioner.first_read(num_frames, frames)
         self.batch_size = self.full_batch = batch_size
         self.succeeded = False
         self.settings = {
-            "model": captioner.captioner.name,
-            "revision": captioner.captioner.revision,
-            "saliency": captioner.saliency.name,
-            **asdict(captioner.weighting),
+            **captioner.describe(frames),
+            "strength": captioner.weighting.strength,
+            "seed": captioner.weighting.seed,
             "num_frames": self.num_frames,
-            "frames": frames,
             **generation,
         }
 
@@ -218,7 +231,7 @@ class _BatchCaptioner:
                 return self.caption(clips[:half]) + self.caption(clips[half:])
             captions = failed
         captions = [
-            self._with_less(clip, caption) if _out_of_memory(caption) else caption
+            self._with_less(clip, caption) if self.lessen and _out_of_memory(caption) else caption
             for clip, caption in zip(clips, captions, strict=True)
         ]
         self.succeeded |= any(caption.error is None for caption in captions)

@@ -149,6 +149,23 @@ class SaliencyCaptioner:
         options = self.captioner.read_options
         return finer(options, self.weighting.zoom) if self.zooms else options
 
+    def describe(self, frames: str = "uniform") -> dict[str, Any]:
+        """The settings that a `Caption` states; None for those that do nothing here."""
+        weighting, prunes = self.weighting, "prune" in self.weighting.modes
+        return {
+            "model": self.captioner.name,
+            "revision": self.captioner.revision,
+            "saliency": self.saliency.name if weighting.mode != "none" or frames == "saliency" else None,
+            "frames": frames,
+            "mode": weighting.mode,
+            "policy": weighting.policy if prunes else None,
+            "scope": weighting.scope if prunes else None,
+            "keep_ratio": weighting.keep_ratio,
+            "max_visual_tokens": weighting.max_visual_tokens,
+            "min_keep": weighting.min_keep,
+            "zoom": weighting.zoom if self.zooms else None,
+        }
+
     def caption(
         self,
         video: Video,
@@ -315,26 +332,7 @@ class SaliencyCaptioner:
         return replace(clip, frames=views, log_density=maps, boxes=boxes)
 
     def _blank(self, path: str | None, start: float | None, end: float | None, choice: str) -> Caption:
-        weighting = self.weighting
-        looks = weighting.mode != "none"
-        prunes = "prune" in weighting.modes
-        return Caption(
-            text=None,
-            path=path,
-            start_seconds=start,
-            end_seconds=end,
-            model=self.captioner.name,
-            revision=self.captioner.revision,
-            saliency=self.saliency.name if looks or choice == "saliency" else None,
-            frames=choice,
-            mode=weighting.mode,
-            policy=weighting.policy if prunes else None,
-            scope=weighting.scope if prunes else None,
-            keep_ratio=weighting.keep_ratio,
-            max_visual_tokens=weighting.max_visual_tokens,
-            min_keep=weighting.min_keep,
-            zoom=weighting.zoom if self.zooms else None,
-        )
+        return Caption(text=None, path=path, start_seconds=start, end_seconds=end, **self.describe(choice))
 
     def _record(self, clip: _Clip, text: GeneratedText, choice: str) -> Caption:
         times = tuple(round(t, 6) for t in clip.frames.pts_seconds[:: 1 if clip.boxes is None else 2].tolist())

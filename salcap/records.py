@@ -58,7 +58,7 @@ class RecordFile:
         if self._file is not None:
             os.close(self._file)
         if not os.fstat(self._lock).st_size:  # nothing was begun
-            _settings_path(self.path).unlink(missing_ok=True)
+            settings_path(self.path).unlink(missing_ok=True)
         os.close(self._lock)
 
     def write(self, record: Record) -> None:
@@ -196,7 +196,7 @@ def _replace_records(path: Path, records: Iterator[Record]) -> int:
     return size
 
 
-def _settings_path(path: Path) -> Path:
+def settings_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.settings")
 
 
@@ -204,7 +204,7 @@ def _locked(path: Path) -> int:
     """The settings file of a record file, open and locked."""
     import fcntl
 
-    file = os.open(_settings_path(path), os.O_RDWR | os.O_CREAT, 0o666)
+    file = os.open(settings_path(path), os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -219,13 +219,13 @@ def _write_settings(file: int, settings: dict[str, Any]) -> None:
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
-    stored = _settings_path(path)
+    stored = settings_path(path)
     try:
         settings: dict[str, Any] = json.loads(stored.read_bytes())
     except (FileNotFoundError, ValueError):
         raise ValueError(
-            f"output {path} exists, and without its {stored.name} no run can go on with it; name another or pass "
-            "--overwrite"
+            f"output {path} exists, and without its {stored.name} no run can go on with it; name another, or "
+            "delete or overwrite it"
         ) from None
     return settings
 
@@ -238,5 +238,5 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
         if before != now:
             words = ", now ".join("none" if value is missing else repr(value) for value in (before, now))
             raise ValueError(
-                f"output {path} was made with other settings ({name}: {words}); name another or pass --overwrite"
+                f"output {path} was made with other settings ({name}: {words}); name another, or delete or overwrite it"
             )

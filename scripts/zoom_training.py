@@ -24,8 +24,8 @@ import torch
 from salcap.captioners import load_captioner
 from salcap.config import load_config
 from salcap.datasets.captioned_images import CaptionedImage, load_captioned_images
-from salcap.evaluation.evaluate import read_still
 from salcap.saliency import create_saliency
+from salcap.stills import read_still
 from salcap.training.captioner import CaptionerTrainer
 from salcap.training.data import TrainingData
 from salcap.training.feature_cache import FeatureCache, View
@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("root")
     parser.add_argument("output", type=Path)
     parser.add_argument("--zoom", type=float, default=2.0)
-    parser.add_argument("--epochs", default="2,2", help="of cross-entropy and of CIDEr")
+    parser.add_argument("--epochs", default="2,1", help="of cross-entropy and of CIDEr")
     options = parser.parse_args()
     base = load_config(ROOT / "configs" / "salcap-mini.yaml", CaptionerTraining)
     likelihood, reward = (int(n) for n in options.epochs.split(","))
@@ -151,7 +151,7 @@ def main() -> None:
         ),
         model=replace(base.model, image_size=SIZES[options.kind]),
         stages=(
-            StageSettings("caption", likelihood, learning_rate=1e-4, label_smoothing=0.1, captions=3, **common),
+            StageSettings("caption", likelihood, learning_rate=2e-4, label_smoothing=0.1, captions=3, **common),
             StageSettings("reward", reward, learning_rate=5e-5, captions=5, **common),
         ),
         ema_decay=0.99,

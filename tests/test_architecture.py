@@ -31,6 +31,7 @@ ROWS = (
         "outputs",
         "saliency",
         "sampling",
+        "stills",
         "video",
         "video_open",
         "views",

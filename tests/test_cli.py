@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny_models
 from typer.testing import CliRunner
 
 from salcap.cli import app
+from salcap.cli.console import progress_bar
 
 SAMPLE = Path(__file__).resolve().parents[1] / "data" / "sample.mp4"
 
@@ -240,6 +242,18 @@ def test_train_names_a_wrong_key(tmp_path):
     assert "did you mean 'output'" in result.stderr
 
 
+def test_off_a_terminal_progress_is_a_line_after_ten_seconds_then_one_a_minute(monkeypatch, capsys):
+    clock = iter((0.0, 11.0, 11.1, 15.0, 60.0, 80.0, 90.0))
+    monkeypatch.setattr("salcap.cli.console.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with progress_bar(100, "captioning") as advance:
+        for count in (1, 1, 5, 5, 8, 8):
+            advance(count, 40)
+    assert capsys.readouterr().err.splitlines() == [
+        "captioning: 2 of 40, 0.18 a second, 4 min left",
+        "captioning: 12 of 40, 0.20 a second, 2 min left",
+    ]
+
+
 @pytest.fixture
 def clips(tmp_path) -> Path:
     clips = tmp_path / "clips"
@@ -274,6 +288,17 @@ def test_caption_goes_on_with_its_output_and_exports_it(folder, clips, tmp_path)
     assert len(out.read_text().splitlines()) == 4
 
 
+def test_caption_takes_a_data_set(folder, clips, tmp_path):
+    rows = [{"video": f"{name}.mp4", "id": name, "captions": ["x"]} for name in ("a", "b", "lost")]
+    (clips / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = ("--model", folder, "--num-frames", 1, "--workers", 0, "--output", tmp_path / "out.jsonl")
+    result = run("caption", "--dataset", "videos", "--root", clips, *options)
+    assert result.exit_code == 1
+    assert "error: 1 of 3 items of videos are missing: lost: no video file" in result.stderr
+    assert [line.split("\t")[0] for line in result.stdout.splitlines()] == ["a", "b"]
+    assert [json.loads(line)["id"] for line in (tmp_path / "out.jsonl").read_text().splitlines()] == ["a", "b"]
+
+
 @pytest.mark.parametrize("launched", [True, False])
 def test_caption_in_shards(folder, clips, tmp_path, monkeypatch, launched):
     out = tmp_path / "out.jsonl"
@@ -301,6 +326,8 @@ def test_caption_in_shards(folder, clips, tmp_path, monkeypatch, launched):
         (("--shard", "1/2"), "shards need an output"),
         (("--export", "x.csv"), "give --output with a .jsonl file"),
         (("--export", "x.vtt", "--output", "x.jsonl"), "allowed: .csv, .json, .parquet"),
+        (("--dataset", "videos"), "give videos or --dataset, got"),
+        (("--split", "val"), "--root and --split belong to --dataset"),
     ],
 )
 def test_wrong_use_of_the_corpus_runner(folder, tmp_path, monkeypatch, arguments, message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,14 +13,18 @@ from test_cli import run
 from test_evaluation_captions import CANDIDATES, REFERENCES
 
 from salcap.caption import Caption
+from salcap.datasets.captioned_videos import CaptionedItem, create_set
+from salcap.evaluation.arm_records import arm_records
 from salcap.evaluation.bootstrap import paired_bootstrap
 from salcap.evaluation.captions import bleu_of_counts, score_report
 from salcap.evaluation.compare import NONE, Arm, ArmRun, list_arms, run_arms
 from salcap.evaluation.comparison import judge, verdict
+from salcap.evaluation.evaluate import describe_runs
 from salcap.frames import Frames
 from salcap.pipeline import SaliencyCaptioner
 from salcap.saliency import SaliencyModel, create_saliency
 
+SET = create_set("videos", None, [CaptionedItem("0", None, ("a cat",))])
 ARMS = [
     NONE,
     Arm("center", "prune", "top", 0.5),
@@ -133,12 +138,15 @@ def test_arms_caption_as_they_would_alone(captioner):
 
     backbones = {name: Counting(name) for name in ("center", "spectral_residual")}
     clips = [("a", reader(0)), ("b", reader(1)), ("broken", broken), ("c", reader(2)), ("d", reader(3))]
-    done = []
+    steps = []
     request = {"num_frames": 2, "max_new_tokens": 5}
-    runs, failures = run_arms(captioner, ARMS, backbones, clips, batch_size=2, progress=done.append, **request)
+    runs, failures = run_arms(
+        captioner, ARMS, backbones, clips, batch_size=2, progress=lambda *step: steps.append(step), **request
+    )
     assert failures == {"broken": "no such disk"}
-    assert sum(done) == pytest.approx(len(clips))
-    assert len(done) == 3 * len(ARMS)  # it moves on within a batch
+    assert sum(count for count, _ in steps) == pytest.approx(len(clips))
+    assert {total for _, total in steps} == {len(clips)}
+    assert len(steps) == 3 * len(ARMS)  # it moves on within a batch
     assert reads == [0, 1, 2, 3]
     assert len(backbones["center"].seen) == 4 + 2 * 2  # once; for the memory each arm sees the first batch
     for arm in ARMS:
@@ -176,6 +184,62 @@ def test_a_clip_that_one_arm_cannot_caption_counts_for_none(captioner):
     runs, failures = run_arms(captioner, arms, {"fails": Fails()}, clips, num_frames=2, max_new_tokens=3)
     assert failures == {"1": "fails top 0.5: lens cap on"}
     assert all(list(run.captions) == ["0", "2"] for run in runs.values())
+
+
+def test_a_killed_comparison_goes_on_where_it_was(captioner, tmp_path, monkeypatch):
+    request = {"num_frames": 2, "batch_size": 2, "max_new_tokens": 5}
+    settings = describe_runs([captioner] * len(ARMS), SET, **request)
+    backbones = {name: create_saliency(name) for name in ("center", "spectral_residual")}
+    clips = [(str(seed), lambda seed=seed, **_: frames(seed)) for seed in range(5)]
+    turns, steps = [], []
+
+    class Stop(BaseException):
+        """Not seen by what catches errors."""
+
+    def compared(stop_after: int, **changed):
+        del turns[:], steps[:]
+        generate = captioner.captioner.generate
+
+        def counted(clips, *rest, **generation):
+            if len(turns) == stop_after:
+                raise Stop
+            turns.append([clip.source for clip in clips])
+            return generate(clips, *rest, **generation)
+
+        runs = {arm: replace(run, **changed) for arm, run in zip(ARMS, settings, strict=True)}
+        with monkeypatch.context() as patch, arm_records(tmp_path, runs) as (files, _):
+            patch.setattr(captioner.captioner, "generate", counted)
+            return run_arms(
+                captioner, ARMS, backbones, clips, files=files, progress=lambda *step: steps.append(step), **request
+            )
+
+    whole, _ = run_arms(captioner, ARMS, backbones, clips, **request)
+    with pytest.raises(Stop):
+        compared(stop_after=5 + 5 + 2)  # warmed up, one batch, and two arms of the second
+    kept = {path.name: path.read_text() for path in sorted(tmp_path.glob("*.jsonl"))}
+    assert list(kept) == [
+        "00-none.jsonl", "01-center-top-0.5.jsonl", "02-spectral_residual-top-0.5.jsonl",
+        "03-center-foveate-0.25.jsonl", "04-pool-0.25.jsonl",
+    ]  # fmt: skip
+    assert [len(text.splitlines()) for text in kept.values()] == [2, 4, 4, 2, 2]
+    with (tmp_path / "04-pool-0.25.jsonl").open("a") as file:
+        file.write('{"id": "2", "cap')  # cut off by the kill
+    with pytest.raises(ValueError, match=r"00-none.jsonl was made with other settings \(batch_size: 2, now 3\)"):
+        compared(stop_after=99, batch_size=3)
+    runs, failures = compared(stop_after=99)
+    assert failures == {}
+    assert turns[5:] == [["2", "3"]] * 3 + [["4"]] * 5  # after warming up again
+    assert sum(count for count, _ in steps) == pytest.approx(11 / 5)
+    assert {total for _, total in steps} == {11 / 5}
+    for arm, path in zip(ARMS, sorted(tmp_path.glob("*.jsonl")), strict=True):
+        assert path.read_text().startswith(kept[path.name])
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        assert [record["id"] for record in records] == list(runs[arm].captions) == list("01234")
+        assert [c.text for c in runs[arm].captions.values()] == [c.text for c in whole[arm].captions.values()]
+        assert [c.timings for c in runs[arm].captions.values()] == [record["timings"] for record in records]
+        assert runs[arm].peak_memory_mib == records[0]["peak_memory_mib"]
+    again, _ = compared(stop_after=0)  # nothing is left to do
+    assert again == runs
 
 
 # --- judgement ---
@@ -238,6 +302,8 @@ def test_command(tmp_path, java, shared):
         50,
         "--metrics",
         "bleu,cider",
+        "--faithfulness",
+        1,
         "--output",
         tmp_path / "out",
         "--json",
@@ -248,6 +314,17 @@ def test_command(tmp_path, java, shared):
     assert [row["arm"]["saliency"] for row in record["rows"]] == [None, "center", "spectral_residual", None]
     assert all(len(row["captions"]) == 3 and row["ms"]["encode"]["p50"] > 0 for row in record["rows"])
     assert [row["visual_tokens"] for row in record["rows"]] == [196, 49, 49, 49]
+    again = run(*base, *arms, "--output", tmp_path / "out")
+    assert again.exit_code == 2
+    assert "exists, and is no comparison to go on with" in again.stderr
+    (tmp_path / "out" / "comparison.json").unlink()  # as if it had been killed before the end
+    less = ("--metrics", "bleu", "--draws", 50, "--faithfulness", 1)
+    again = run(*base, *arms, *less, "--output", tmp_path / "out", "--json")
+    assert again.exit_code == 0, again.stderr
+    rows = json.loads(again.stdout)["rows"]
+    for name in ("captions", "ms", "peak_memory_mib"):
+        assert [row[name] for row in rows] == [row[name] for row in record["rows"]]
+    assert json.loads(again.stdout)["faithfulness"] == record["faithfulness"] != {}
     lines = (tmp_path / "out" / "comparison.csv").read_text().splitlines()
     assert len(lines) == 5
     assert lines[1].startswith("none,196,")

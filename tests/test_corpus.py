@@ -14,11 +14,15 @@ import odd_readers
 import pytest
 import tiny_models
 import torch
+from PIL import Image
 
 from salcap import SaliencyCaptioner, SaliencyModel
 from salcap.corpus import caption_corpus
+from salcap.datasets.captioned_videos import CaptionedItem, create_set
 from salcap.manifest import Item
 from salcap.records import read_records
+from salcap.stills import read_still
+from salcap.video import VideoDecodeError, VideoLimits
 
 NAMES = [f"slow{number}.mp4" for number in range(30)]
 FAST = {"num_frames": 4, "max_new_tokens": 4, "num_workers": 0, "reader": odd_readers.read}
@@ -94,6 +98,47 @@ def test_killed_at_any_moment_it_goes_on_without_loss_or_duplicate(captioner, tm
     assert (summary.num_items, summary.num_new, summary.num_failed) == (30, 0, 0)
 
 
+def test_a_data_set_is_a_corpus(captioner, tmp_path):
+    pictures = [tmp_path / f"{name}.png" for name in ("a", "b", "c")]
+    for number, path in enumerate(pictures[:2]):
+        Image.effect_noise((40 + number, 30), 200).save(path)
+    pictures[2].write_text("no picture")
+    items = [CaptionedItem(path.stem, path, ("a cat",)) for path in pictures]
+    stills = create_set("pictures", "val", [*items, CaptionedItem("lost", None, ("a dog",))], stills=True)
+    out = tmp_path / "out.jsonl"
+    summary = caption_corpus(captioner, stills, out, batch_size=2, max_new_tokens=4)
+    assert summary.errors == {"UnidentifiedImageError": 1}
+    expected = [
+        captioner.caption(read_still(path, **captioner.read_options), max_new_tokens=4) for path in pictures[:2]
+    ]
+    assert captions(out) == {"a": expected[0].text, "b": expected[1].text, "c": None}
+    assert [record["frame_pts_seconds"] for record in read_records(out)] == [[0.0], [0.0], []]
+    with pytest.raises(ValueError, match="pictures holds photographs, clips of one frame"):
+        caption_corpus(captioner, stills, num_frames=2)
+    with pytest.raises(ValueError, match=r"other settings \(set: none, now 'x'\)"):
+        caption_corpus(captioner, stills, out, settings={"set": "x"}, max_new_tokens=4)
+
+    sample = Path(__file__).resolve().parents[1] / "data" / "sample.mp4"
+    parts = create_set("parts", None, [CaptionedItem(f"{s}", sample, ("a",), s, s + 1.0) for s in (0.0, 2.0)])
+    caption_corpus(captioner, parts, tmp_path / "parts.jsonl", num_frames=2, num_workers=0, max_new_tokens=4)
+    records = {record["id"]: record for record in read_records(tmp_path / "parts.jsonl")}
+    assert {key: record["start_seconds"] for key, record in records.items()} == {"0.0": 0.0, "2.0": 2.0}
+
+
+def test_a_photograph_is_a_clip_of_one_frame(tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("L", (60, 30), 7).save(path)
+    frames = read_still(path, size=(10, 12))
+    assert (frames.pixels.shape, frames.source, frames.pts_seconds.tolist()) == ((1, 3, 10, 12), str(path), [0.0])
+    assert set(frames.pixels.flatten().tolist()) == {7}
+    assert read_still(path, shortest_side=10).pixels.shape == (1, 3, 10, 20)
+    assert read_still(path, shortest_side=90).pixels.shape == (1, 3, 30, 60)
+    with pytest.raises(ValueError, match="is one frame without times, got 2 frames from None to 1 s"):
+        read_still(path, 2, None, 1)
+    with pytest.raises(VideoDecodeError, match="declares 60x30 pixels, at most 1000 are decoded"):
+        read_still(path, limits=VideoLimits(max_pixels=1000))
+
+
 def test_a_reading_process_that_dies_or_hangs_costs_one_video(captioner, tmp_path):
     out = tmp_path / "out.jsonl"
     names = ["a.mp4", "die.mp4", "b.mp4", "hang.mp4", "c.mp4"]
@@ -143,6 +188,9 @@ def test_out_of_memory_less_is_seen_and_the_record_says_so(captioner, tmp_path, 
     assert (big["keep_ratio"], len(big["frame_pts_seconds"]), big["error"]) == (0.125, 2, None)
     assert (never["error_class"], never["caption"]) == ("MemoryError", None)
     assert summary.errors == {"MemoryError": 1}
+    summary = caption_corpus(captioner, names, tmp_path / "as-asked.jsonl", batch_size=4, lessen=False, **FAST)
+    assert summary.errors == {"RuntimeError": 1, "MemoryError": 1}  # "big" fails rather than be seen with less
+    assert captions(tmp_path / "as-asked.jsonl") == {**captions(out), "big.mp4": None}
 
 
 def test_an_error_of_the_model_costs_the_clips_that_cause_it(captioner, tmp_path, monkeypatch):

@@ -18,11 +18,10 @@ from video_factory import load_script, make_video
 from salcap.cli import app
 from salcap.datasets.captioned_videos import captions_sha256
 from salcap.datasets.registry import load_captioned_set
-from salcap.evaluation.caption_log import CaptionLog
 from salcap.evaluation.captions import score_report
 from salcap.evaluation.provenance import weights_sha256
 from salcap.evaluation.receipt import Receipt, read_receipts, verify_receipt, write_receipts
-from salcap.pipeline import SaliencyCaptioner
+from salcap.pipeline import ClipSource, SaliencyCaptioner
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +38,7 @@ def run(*arguments: object) -> Any:
 
 
 def evaluate(model: Path, dataset: str, root: Path, *options: object) -> Any:
-    quick = ("--num-frames", 2, "--num-beams", 1, "--max-new-tokens", 4, "--batch-size", 2)
+    quick = ("--num-frames", 2, "--num-beams", 1, "--max-new-tokens", 4, "--batch-size", 2, "--workers", 0)
     return run("evaluate", "--dataset", dataset, "--root", root, "--model", model, *quick, *options)
 
 
@@ -72,7 +71,7 @@ def test_the_clips_of_msrvtt_give_a_receipt_that_verify_confirms(
     assert result.exit_code == 2
     assert "2985 of 2990 items of msrvtt are missing: video7015: no video file" in result.stderr
     options = ("--split", "test", "--allow-missing", "--keep-ratio", 0.5, "--policy", "random")
-    result = evaluate(model, "msrvtt", root, *options, "--output", out, "--json")
+    result = evaluate(model, "msrvtt", root, *options, "--workers", 1, "--output", out, "--json")
     assert result.exit_code == 0, result.output
     assert "partial: scores of 5 of 2990 items are not those of the split" in result.stderr
     row, receipt = json.loads(result.stdout), json.loads(out.read_text())
@@ -121,23 +120,24 @@ def test_an_unreadable_video_is_missing_until_it_is_mended(
     model: Path, videos: Path, quick_scores: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, seen = videos / "receipt.json", []
-    inner = SaliencyCaptioner.caption_batch
+    inner = SaliencyCaptioner.caption_clips
 
-    def watched(self: SaliencyCaptioner, batch: list[Path], *arguments: Any, **options: Any) -> Any:
-        seen.extend(path.name for path in batch)
-        return inner(self, batch, *arguments, **options)
+    def watched(self: SaliencyCaptioner, clips: list[ClipSource], *arguments: Any, **options: Any) -> Any:
+        seen.extend(Path(clip.name).name for clip in clips)
+        return inner(self, clips, *arguments, **options)
 
-    monkeypatch.setattr(SaliencyCaptioner, "caption_batch", watched)
+    monkeypatch.setattr(SaliencyCaptioner, "caption_clips", watched)
     result = evaluate(model, "videos", videos, "--output", out)
     assert result.exit_code == 1
-    assert "1 of 5 items of videos are missing: v4: unreadable: cannot read video" in result.stderr
+    assert "1 of 5 items of videos are missing: v4: not captioned: cannot read video" in result.stderr
     assert not out.exists()
-    assert len((videos / "receipt.json.partial.jsonl").read_text().splitlines()) == 6
+    assert len((videos / "receipt.json.partial/row-1.jsonl").read_text().splitlines()) == 5
     make_video(videos / "clips/4.mp4")
     result = evaluate(model, "videos", videos, "--output", out)
     assert result.exit_code == 0, result.output
-    assert "4 captions are done" in result.stderr
+    assert "none 1: 4 of 5 captions are done, going on" in result.stderr
     assert seen == ["0.mp4", "1.mp4", "2.mp4", "3.mp4", "4.mp4", "4.mp4"]
+    assert not (videos / "receipt.json.partial").exists()
     (receipt,) = read_receipts(out)
     assert (receipt.partial, receipt.missing, list(receipt.captions)) == (False, {}, ["v0", "v1", "v2", "v3", "v4"])
 
@@ -148,7 +148,7 @@ def test_a_killed_run_goes_on_and_gives_the_same(
     options = ("--allow-missing", "--keep-ratio", "0.5,0.25", "--policy", "random")
     result = evaluate(model, "videos", videos, *options, "--output", videos / "whole.json")
     assert result.exit_code == 0, result.output
-    inner, calls = SaliencyCaptioner.caption_batch, []
+    inner, calls = SaliencyCaptioner.caption_clips, []
 
     def killed(self: SaliencyCaptioner, *arguments: Any, **options: Any) -> Any:
         calls.append(arguments)
@@ -156,20 +156,21 @@ def test_a_killed_run_goes_on_and_gives_the_same(
             raise KeyboardInterrupt
         return inner(self, *arguments, **options)
 
-    out, log = videos / "receipt.json", videos / "receipt.json.partial.jsonl"
+    out, log = videos / "receipt.json", videos / "receipt.json.partial/row-2.jsonl"
     with monkeypatch.context() as patch:
-        patch.setattr(SaliencyCaptioner, "caption_batch", killed)
+        patch.setattr(SaliencyCaptioner, "caption_clips", killed)
         assert evaluate(model, "videos", videos, *options, "--output", out).exit_code != 0
     with log.open("a") as file:
-        file.write('{"row": 1, "id": "v3", "cap')  # cut off by the kill
-    result = evaluate(model, "videos", videos, "--allow-missing", "--keep-ratio", 0.5, "--output", out)
-    assert result.exit_code == 2
-    assert "of other settings: 2 rows before, 1 now" in result.stderr
+        file.write('{"id": "v3", "cap')  # cut off by the kill
     result = evaluate(model, "videos", videos, *options, "--num-frames", 3, "--output", out)
-    assert "num_frames 2 before, 3 now" in result.stderr
+    assert result.exit_code == 2
+    assert "row-1.jsonl was made with other settings (num_frames: 2, now 3)" in result.stderr
+    result = evaluate(model, "videos", videos, *options, "--batch-size", 3, "--output", out)
+    assert "(batch_size: 2, now 3)" in result.stderr
     result = evaluate(model, "videos", videos, *options, "--output", out)
     assert result.exit_code == 0, result.output
-    assert "6 captions are done" in result.stderr
+    assert "random 0.5: 4 of 5 captions are done" in result.stderr  # v4 failed, and is tried again
+    assert "random 0.25: 2 of 5 captions are done" in result.stderr
     whole, resumed = (read_receipts(videos / name) for name in ("whole.json", "receipt.json"))
     assert [row.keep_ratio for row in resumed] == [0.5, 0.25]
     for before, after in zip(whole, resumed, strict=True):
@@ -319,14 +320,6 @@ def test_verify_refuses_what_is_no_receipt(
     result = run("verify", path, "--root", stated.model)
     assert result.exit_code == 2
     assert message in result.stderr
-
-
-def test_a_damaged_log_fails(tmp_path: Path) -> None:
-    path = tmp_path / "log.jsonl"
-    for text in ("[]\n", '{"settings": [{}]}\n{"row": 0}\n', '{"settings": [{}]}\nhello\n'):
-        path.write_text(text)
-        with pytest.raises(ValueError, match="is damaged"):
-            CaptionLog(path, [{}])
 
 
 def test_the_hash_of_weights_is_of_the_weights(tmp_path: Path) -> None:

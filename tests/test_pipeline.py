@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import tiny_models
 import torch
 
 import salcap
-from salcap import SaliencyCaptioner, Weighting
+from salcap import Caption, SaliencyCaptioner, Weighting
 from salcap.config import resolve_weighting
 from salcap.sampling import presample_size
 
@@ -94,6 +95,13 @@ def test_clip_window(tiny):
     result = captioner.caption(SAMPLE, num_frames=2, start_seconds=1.0, end_seconds=2.0)
     assert (result.start_seconds, result.end_seconds) == (1.0, 2.0)
     assert all(1.0 <= t < 2.0 for t in result.frame_pts_seconds)
+
+
+def test_a_record_read_back_is_the_caption():
+    caption = Caption(
+        "a cat", "a.mp4", 0.5, zoom_boxes=((0.0, 0.1, 0.5, 0.6),), frame_pts_seconds=(0.5, 1.0), warnings=("short",)
+    )
+    assert Caption.from_dict(json.loads(json.dumps({"id": "x", **caption.to_dict()}))) == caption
 
 
 def test_batch_keeps_going_and_names_what_failed(tiny, tmp_path):

@@ -65,7 +65,7 @@ def test_failures_are_retried_where_asked(tmp_path):
 def test_other_settings_and_foreign_files_are_refused(tmp_path):
     path = tmp_path / "a.jsonl"
     write(path, [0])
-    with pytest.raises(ValueError, match=r"other settings \(num_frames: 8, now 4\); name another or pass --overwrite"):
+    with pytest.raises(ValueError, match=r"settings \(num_frames: 8, now 4\); name another, or delete or overwrite it"):
         RecordFile(path, {**SETTINGS, "num_frames": 4})
     with pytest.raises(ValueError, match=r"\(num_beams: none, now 3\)"):
         RecordFile(path, {**SETTINGS, "num_beams": 3})

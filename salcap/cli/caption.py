@@ -7,7 +7,7 @@ import os
 import re
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,17 +19,27 @@ from salcap.cli.captioning import (
     NumBeams,
     Revision,
     Saliency,
+    Workers,
     Zoom,
     load_captioner,
 )
 from salcap.cli.console import AsJson, app, given, progress_bar, say, wrong_use
 
+if TYPE_CHECKING:
+    from salcap.datasets.captioned_videos import CaptionedSet
+    from salcap.manifest import Item
+
 
 @app.command()
 def caption(
     videos: Annotated[
-        list[str], typer.Argument(help="Video files, folders, glob patterns, manifests (.txt, .jsonl, .csv).")
-    ],
+        list[str] | None, typer.Argument(help="Video files, folders, glob patterns, manifests (.txt, .jsonl, .csv).")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Instead of videos a data set, by name: see salcap evaluate --help.")
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="The data set's folder.")] = None,
+    split: Annotated[str | None, typer.Option(help="The data set's split.")] = None,
     num_frames: Annotated[
         int | None,
         typer.Option(min=1, help="Frames to look at; default: 8, or the model's most."),
@@ -61,9 +71,7 @@ def caption(
     recursive: Annotated[bool, typer.Option(help="Also videos in folders below.")] = False,
     retry_failed: Annotated[bool, typer.Option(help="Caption again what failed in earlier runs.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Clips that the model takes at once.")] = 1,
-    workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that read; default: half of the cores, for one video 0.")
-    ] = None,
+    workers: Workers = None,
     time_limit: Annotated[
         float | None, typer.Option(min=0.001, help="Seconds for reading one clip; default: 300 where processes read.")
     ] = None,
@@ -72,7 +80,7 @@ def caption(
 ) -> None:
     """Caption videos; exit status 1 if any of them failed."""
     from salcap.corpus import caption_corpus
-    from salcap.manifest import find_items
+    from salcap.datasets.captioned_videos import CaptionedSet, describe_missing
     from salcap.outputs import SUBTITLES, check_output, export_records
     from salcap.records import read_records
 
@@ -80,12 +88,13 @@ def caption(
     said: list[dict[str, Any]] = []
     with wrong_use():
         part, parts, device, launched = _place(shard, device)
-        items = find_items(videos, recursive, start, end)
+        items = _items(videos, recursive, start, end, dataset, root, split)
+        num_items = len(items.present if isinstance(items, CaptionedSet) else items)
         if output is not None:
-            check_output(output, (".jsonl", *SUBTITLES), len(items), overwrite)
+            check_output(output, (".jsonl", *SUBTITLES), num_items, overwrite)
         keeps = output is not None and output.suffix == ".jsonl"
         for path in exports:
-            check_output(path, (".csv", ".json", ".parquet"), len(items), overwrite)
+            check_output(path, (".csv", ".json", ".parquet"), num_items, overwrite)
         if exports and not keeps:
             raise ValueError(f"--export {exports[0]} is made of the records: give --output with a .jsonl file")
 
@@ -97,7 +106,7 @@ def caption(
                 captioner = load_captioner(
                     model, revision, saliency, mode, policy, keep_ratio, max_visual_tokens, min_keep, zoom, device
                 )
-                advance = stack.enter_context(progress_bar(len(items), "captioning"))
+                advance = stack.enter_context(progress_bar(num_items, "captioning"))
                 return captioner
 
             def report(record: dict[str, Any], done: int, total: int) -> None:
@@ -109,7 +118,7 @@ def caption(
                 if as_json:
                     print(json.dumps(record, ensure_ascii=False), flush=True)
                 elif record["caption"] is not None:
-                    print(record["caption"] if len(items) == 1 else f"{record['id']}\t{record['caption']}", flush=True)
+                    print(record["caption"] if num_items == 1 else f"{record['id']}\t{record['caption']}", flush=True)
                 if output is not None and not keeps:
                     said.append(record)
 
@@ -121,7 +130,7 @@ def caption(
                     num_frames=num_frames,
                     frames=frames,
                     batch_size=batch_size,
-                    num_workers=0 if len(items) == 1 and workers is time_limit is None else workers,
+                    num_workers=0 if num_items == 1 and workers is time_limit is None else workers,
                     time_limit=time_limit,
                     shard=(part, parts),
                     overwrite=overwrite,
@@ -142,8 +151,36 @@ def caption(
     if summary.errors:
         classes = ", ".join(f"{name} {count}" for name, count in summary.errors.items())
         say(f"{summary.num_failed} of {summary.num_items} videos failed: {classes}")
-        if not launched or summary.records is not None:  # a launcher ends all processes where one reports failure
-            raise typer.Exit(1)
+    missing = items.missing if isinstance(items, CaptionedSet) else {}
+    if isinstance(items, CaptionedSet) and missing:
+        say(f"error: {describe_missing(missing, items)}")
+    # a launcher ends all processes where one reports failure
+    if (summary.errors or missing) and (not launched or summary.records is not None):
+        raise typer.Exit(1)
+
+
+def _items(
+    videos: list[str] | None,
+    recursive: bool,
+    start: float | None,
+    end: float | None,
+    dataset: str | None,
+    root: Path | None,
+    split: str | None,
+) -> list[Item] | CaptionedSet:
+    """What to caption: videos, or a data set."""
+    from salcap.datasets.registry import load_captioned_set
+    from salcap.manifest import find_items
+
+    if (not videos) == (dataset is None):
+        raise ValueError(f"give videos or --dataset, got {videos or 'no videos'} and {dataset or 'no --dataset'}")
+    if dataset is None:
+        if root is not None or split is not None:
+            raise ValueError("--root and --split belong to --dataset")
+        return find_items(videos or [], recursive, start, end)
+    if root is None or recursive or start is not None or end is not None:
+        raise ValueError("--dataset needs --root, and takes no --recursive, --start or --end")
+    return load_captioned_set(dataset, root, split)
 
 
 def _place(shard: str | None, device: str | None) -> tuple[int, int, str | None, bool]:

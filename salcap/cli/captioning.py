@@ -15,6 +15,10 @@ MaxVisualTokens = Annotated[
 ]
 MinKeep = Annotated[int | None, typer.Option(min=1, help="Fewest patches that a frame keeps.")]
 Zoom = Annotated[float | None, typer.Option(help="How much closer the crop of mode zoom is; default: 2.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=0, help="Processes that read; default: half of the cores, for one video or photographs 0."),
+]
 NumBeams = Annotated[int | None, typer.Option(min=1, help="Beams; default: the captioner's own.")]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,7 +45,12 @@ def compare(
         int, typer.Option(min=0, help="First clips on which to measure deletion faithfulness of each backbone.")
     ] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder for comparison.json, .csv and report.html.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for comparison.json, .csv, report.html and records; killed, the same command goes on."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Caption a data set without saliency, with controls, with student and with teacher: quality and time.
@@ -54,11 +60,14 @@ def compare(
     """
     from salcap.datasets.registry import load_captioned_set
     from salcap.evaluation import comparison
+    from salcap.evaluation.arm_records import can_go_on
     from salcap.evaluation.report import write_report
     from salcap.evaluation.samples import SampleCollector
 
     if output is not None and output.exists():
-        fail(f"output {output} exists; name another folder")
+        if (output / "comparison.json").exists() or not can_go_on(output):
+            fail(f"output {output} exists, and is no comparison to go on with; name another folder")
+        say(f"going on with {output}")
     with wrong_use():
         settings = given(
             saliency=_split(saliency),
@@ -69,7 +78,7 @@ def compare(
         )
         clips = load_captioned_set(dataset, root, split).first(limit)
         collector = SampleCollector()
-        with progress_bar(len(clips.items) - len(clips.missing), "comparing") as advance:
+        with progress_bar(len(clips.present), "comparing") as advance:
             result = comparison.compare(
                 clips,
                 model=model,
@@ -81,17 +90,19 @@ def compare(
                 faithfulness=faithfulness,
                 revision=revision,
                 device=device,
+                records=output,
                 observers=[] if output is None else [collector],
                 progress=advance,
                 **settings,
             )
         if output is not None:
-            output.mkdir(parents=True)
-            (output / "comparison.json").write_text(json.dumps(result.to_dict(), indent=1), encoding="utf-8")
             with (output / "comparison.csv").open("w", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows([_HEADINGS, *(_cells(row) for row in result.rows)])
             references = {item.id: item.captions for item in clips.items}
             write_report(result, output / "report.html", collector.samples, references)
+            partial = output / "comparison.partial"  # of which there is a whole one when all else is there
+            partial.write_text(json.dumps(result.to_dict(), indent=1), encoding="utf-8")
+            os.replace(partial, output / "comparison.json")
     if as_json:
         print(json.dumps(result.to_dict()))
     else:

@@ -53,26 +53,31 @@ def say(message: str) -> None:
 
 @contextmanager
 def progress_bar(total: int, label: str) -> Iterator[Any]:
-    """A bar on standard error that vanishes when done; a line a minute where that is no terminal.
+    """A bar on standard error that vanishes when done; where that is no terminal a line after 10 s, then one a minute.
 
     Yields ``advance(count, total=None)``.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    started = said = time.monotonic()
+    started = last = burst = time.monotonic()
+    said = started - 50
     with Progress(
         *columns, console=_errors, transient=True, redirect_stdout=False, disable=not _errors.is_terminal
     ) as bar:
         task = bar.add_task(label, total=total)
 
-        def advance(count: int, total: int | None = None) -> None:
-            nonlocal said
+        def advance(count: float, total: float | None = None) -> None:
+            nonlocal said, last, burst
+            state, now = bar.tasks[0], time.monotonic()
+            completed, seconds = state.completed, last - started
             bar.update(task, advance=count, total=total)
-            now, state = time.monotonic(), bar.tasks[0]
-            if not _errors.is_terminal and now - said >= 60 and state.total:
-                said, rate = now, state.completed / (now - started)
-                left = (state.total - state.completed) / rate
-                reached = f"{state.completed:.0f} of {state.total:.0f}"
-                say(f"{label}: {reached}, {rate:.2f} a second, {left / 60:.0f} min left")
+            last = now
+            if now - burst < 1:  # the calls of a batch come together, and amid them the rate would be off
+                return
+            burst = now
+            if not _errors.is_terminal and now - said >= 60 and completed and state.total:
+                said, rate = now, completed / seconds
+                left = (state.total - completed) / rate
+                say(f"{label}: {completed:.0f} of {state.total:.0f}, {rate:.2f} a second, {left / 60:.0f} min left")
 
         yield advance
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from salcap.cli import evaluate_captions, evaluate_saliency
-from salcap.cli.captioning import MaxVisualTokens, MinKeep, Mode, Model, Revision, Zoom, load_captioner
+from salcap.cli.captioning import MaxVisualTokens, MinKeep, Mode, Model, Revision, Workers, Zoom, load_captioner
 from salcap.cli.console import AsJson, app, fail, given, number, print_table, say, wrong_use
 
 # options of `evaluate` that one task has and the other has not
@@ -17,7 +17,7 @@ _ONLY = {
     "caption": (
         *("model", "revision", "mode", "policy", "keep_ratio", "max_visual_tokens", "min_keep"),
         *("zoom", "num_frames", "frames", "prompt", "num_beams", "max_new_tokens", "batch_size"),
-        *("untrimmed", "allow_missing"),
+        *("untrimmed", "allow_missing", "workers"),
     ),
     "saliency": ("human",),
 }
@@ -82,6 +82,7 @@ def evaluate(
     num_beams: Annotated[int, typer.Option(min=1)] = 3,
     max_new_tokens: Annotated[int | None, typer.Option(min=1)] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    workers: Workers = None,
     untrimmed: Annotated[
         bool, typer.Option("--untrimmed", help="msrvtt, msvd: the files are the uncut sources of the clips.")
     ] = False,
@@ -128,7 +129,7 @@ def evaluate(
         ]
         generation = given(num_beams=num_beams, max_new_tokens=max_new_tokens, prompt=prompt)
         settings = describe_runs(arms, items, num_frames=num_frames, frames=frames, batch_size=batch_size, **generation)
-    evaluate_captions.run(arms, items, settings, allow_missing, output, as_json)
+    evaluate_captions.run(arms, items, settings, allow_missing, workers, output, as_json)
 
 
 def _check_options(context: typer.Context, task: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,44 +23,48 @@ def run(
     dataset: Any,
     settings: Sequence[RunSettings],
     allow_missing: bool,
+    num_workers: int | None,
     output: Path | None,
     as_json: bool,
 ) -> None:
     """Caption and score the set by each arm; one JSON line or one row of a table each, then the receipts.
 
-    Until the receipts are written, captions are kept beside them, in "OUTPUT.partial.jsonl".
+    Until the receipts are written, records are kept beside them, in a folder "OUTPUT.partial" with a file for each row.
     """
     from salcap.datasets.captioned_videos import describe_missing
-    from salcap.evaluation.caption_log import CaptionLog
     from salcap.evaluation.evaluate import MissingItemsError, evaluate_set
     from salcap.evaluation.receipt import write_receipts
 
-    kept_in = None if output is None else output.with_name(f"{output.name}.partial.jsonl")
+    kept_in = None if output is None else output.with_name(f"{output.name}.partial")
     rows: list[Receipt] = []
-    with wrong_use(), CaptionLog.opened(kept_in, [vars(each) for each in settings]) as log:
-        if kept := sum(map(len, log.done)):
-            say(f"going on from {kept_in}: {kept} captions are done")
-        for index, (arm, each) in enumerate(zip(arms, settings, strict=True)):
-            with progress_bar(len(dataset.items), f"{each.policy or each.mode} {each.keep_ratio:g}") as advance:
-                try:
-                    row = evaluate_set(
-                        arm,
-                        dataset,
-                        each,
-                        allow_missing=allow_missing,
-                        done=log.done[index],
-                        keep=partial(log.add, index),
-                        progress=advance,
-                    )
-                except MissingItemsError as error:
-                    say(f"error: {error}. --allow-missing scores the rest, and marks the result")
-                    raise typer.Exit(1) from error
+    try:
+        for number, (arm, each) in enumerate(zip(arms, settings, strict=True), 1):
+            label = f"{each.policy or each.mode} {each.keep_ratio:g}"
+            with wrong_use(), progress_bar(len(dataset.present), label) as advance:
+                if kept_in is not None:
+                    kept_in.mkdir(exist_ok=True)
+                row = evaluate_set(
+                    arm,
+                    dataset,
+                    each,
+                    allow_missing=allow_missing,
+                    output=None if kept_in is None else kept_in / f"row-{number}.jsonl",
+                    num_workers=num_workers,
+                    progress=partial(_report, advance, len(dataset.present), label),
+                )
             rows.append(row)
             if as_json:
                 print(json.dumps(row.summary()), flush=True)
+    except MissingItemsError as error:
+        say(f"error: {error}. --allow-missing scores the rest, and marks the result")
+        raise typer.Exit(1) from error
+    finally:
+        if kept_in is not None:
+            with suppress(OSError):  # it stays where it holds anything
+                kept_in.rmdir()
     if output is not None and kept_in is not None:
         write_receipts(output, rows)
-        kept_in.unlink()
+        shutil.rmtree(kept_in)
     if not as_json:
         _print_rows(rows)
     for row in rows[:1]:
@@ -71,6 +77,12 @@ def run(
         say(f"{name}: {why}")
     if unscored:
         raise typer.Exit(1)
+
+
+def _report(advance: Any, wanted: int, label: str, record: dict[str, Any], done: int, total: int) -> None:
+    if done == 1 and total < wanted:
+        say(f"{label}: {wanted - total} of {wanted} captions are done, going on")
+    advance(1, total)
 
 
 def _print_rows(rows: Sequence[Receipt]) -> None:

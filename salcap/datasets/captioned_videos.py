@@ -75,6 +75,21 @@ class CaptionedSet:
         """Ids of the items that cannot be scored -> why."""
         return {item.id: item.fault for item in self.items if item.fault is not None}
 
+    @property
+    def present(self) -> tuple[CaptionedItem, ...]:
+        """The items that are not missing."""
+        return tuple(item for item in self.items if item.fault is None)
+
+    def resolve_num_frames(self, num_frames: int | None, frames: str = "uniform") -> int | None:
+        """How many frames of a clip to look at: of a photograph one.
+
+        Raises:
+            ValueError: a choice of frames for photographs.
+        """
+        if self.stills and (num_frames not in (None, 1) or frames != "uniform"):
+            raise ValueError(f"{self.name} holds photographs, clips of one frame: num_frames and frames do nothing")
+        return 1 if self.stills else num_frames
+
     def first(self, count: int | None) -> CaptionedSet:
         """The set with its first items only; None for all."""
         return replace(self, items=self.items[:count])

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from typing import Any, Literal, Protocol
 
 import torch
@@ -16,6 +15,7 @@ from salcap.caption import Caption
 from salcap.evaluation.instruments import peak_rise_mib
 from salcap.frames import Frames
 from salcap.pipeline import SaliencyCaptioner
+from salcap.records import RecordFile, read_records
 from salcap.saliency import SaliencyModel, create_saliency
 from salcap.saliency.model import FramesLike
 
@@ -103,12 +103,13 @@ def run_arms(
     captioner: SaliencyCaptioner,
     arms: Sequence[Arm],
     backbones: Mapping[str, SaliencyModel],
-    clips: Iterable[tuple[str, Reader]],
+    clips: Sequence[tuple[str, Reader]],
     *,
     batch_size: int = 8,
     num_frames: int | None = None,
     observers: Sequence[Observer] = (),
-    progress: Callable[[float], object] = lambda done: None,
+    files: Mapping[Arm, RecordFile] | None = None,
+    progress: Callable[[float, float], object] = lambda count, total: None,
     **generation: Any,
 ) -> tuple[dict[Arm, ArmRun], dict[str, str]]:
     """Caption every clip in every arm; batch by batch the arms take turns, so that what else the machine does hits all.
@@ -121,7 +122,9 @@ def run_arms(
         clips: id, and what reads it.
         num_frames: see `SaliencyCaptioner.caption`.
         observers: called in turn.
-        progress: called after an arm's turn with the number of clips just done, in all arms being one.
+        files: where each arm's captions are kept. What they hold already is not captioned again, and its times count.
+        progress: called after an arm's turn with how many clips were just done and how many there are to do in this
+            run, in all arms being one.
         generation: keyword arguments of ``transformers``' generate.
 
     Returns:
@@ -133,44 +136,66 @@ def run_arms(
     device = captioner.saliency.device
     maps = {name: _Remembering(backbone.to(device)) for name, backbone in backbones.items()}
     no_map = _Remembering(create_saliency("uniform").to(device))
-    pipelines = {arm: _pipeline(captioner, arm, maps[arm.saliency] if arm.saliency else no_map) for arm in arms}
+    pipelines = {arm: arm_pipeline(captioner, arm, maps[arm.saliency] if arm.saliency else no_map) for arm in arms}
     request = {"num_frames": num_frames, **generation}
     captions: dict[Arm, dict[str, Caption]] = {arm: {} for arm in arms}
-    failures: dict[str, str] = {}
     peaks: dict[Arm, float | None] = {}
-    left, arms = iter(clips), list(arms)
-    while batch := [Clip(key, read) for key, read in islice(left, batch_size)]:
-        readable = [clip for clip in batch if clip.can_be_read(pipelines.values(), failures)]
-        if readable and not peaks:  # this warms up as well
+    for arm, file in (files or {}).items():
+        for record in read_records(file.path) if file.outcomes else ():
+            captions[arm][record["id"]] = Caption.from_dict(record)
+            peaks.setdefault(arm, record["peak_memory_mib"])
+    total = sum(key not in captions[arm] for key, _ in clips for arm in arms) / len(arms)
+    failures: dict[str, str] = {}
+    warm, arms = False, list(arms)
+    for start in range(0, len(clips), batch_size):
+        batch = [Clip(key, read) for key, read in clips[start : start + batch_size]]
+        todo = {arm: [clip for clip in batch if clip.key not in captions[arm]] for arm in arms}
+        needed = [clip for clip in batch if any(clip in some for some in todo.values())]
+        readable = [clip for clip in needed if clip.can_be_read(pipelines.values(), failures)]
+        if readable and not warm:
+            warm = True
             for arm, pipeline in pipelines.items():
-                peaks[arm] = peak_rise_mib(partial(_caption, pipeline, readable, request), device)
+                peak = peak_rise_mib(partial(_caption, pipeline, readable, request), device)
+                peaks.setdefault(arm, peak)
                 pipeline.saliency.forget()  # type: ignore[operator]
         for arm in arms:
-            results = _caption(pipelines[arm], readable, request) if readable else []
-            for clip, result in zip(readable, results, strict=True):
+            turn = [clip for clip in todo[arm] if clip in readable]
+            results = _caption(pipelines[arm], turn, request) if turn else []
+            for clip, result in zip(turn, results, strict=True):
                 captions[arm][clip.key] = result
                 if result.text is None:
                     failures.setdefault(clip.key, f"{arm.name}: {result.error}")
-            progress(len(batch) / len(arms))
+            if files is not None:
+                _keep(files[arm], turn, results, peaks.get(arm))
+            progress(len(todo[arm]) / len(arms), total)
         for clip in batch:
             for observe in observers if clip.key not in failures else ():
                 observe(clip, pipelines, request)
         arms = [*arms[1:], arms[0]]
         for pipeline in pipelines.values():
             pipeline.saliency.forget()  # type: ignore[operator]
-    runs = {
-        arm: ArmRun({key: c for key, c in captions[arm].items() if key not in failures}, peaks.get(arm))
-        for arm in pipelines
-    }
+    keys = [key for key, _ in clips if key not in failures]
+    runs = {arm: ArmRun({key: captions[arm][key] for key in keys}, peaks.get(arm)) for arm in pipelines}
     return runs, failures
 
 
-def _pipeline(captioner: SaliencyCaptioner, arm: Arm, maps: SaliencyModel) -> SaliencyCaptioner:
+def arm_pipeline(captioner: SaliencyCaptioner, arm: Arm, maps: SaliencyModel) -> SaliencyCaptioner:
+    """The captioner as an arm has it.
+
+    Args:
+        maps: the arm's backbone; any, where it looks at no map.
+    """
     options: dict[str, Any] = {"mode": arm.mode}
     if arm.policy is not None:
         options |= {"policy": arm.policy, "keep_ratio": arm.keep_ratio}
     weighted = captioner.with_weighting(**options)
     return SaliencyCaptioner(weighted.captioner, maps, weighted.weighting)
+
+
+def _keep(file: RecordFile, clips: Sequence[Clip], captions: Sequence[Caption], peak: float | None) -> None:
+    for clip, caption in zip(clips, captions, strict=True):
+        file.write({"id": clip.key, **caption.to_dict(), "peak_memory_mib": peak})
+    file.sync()
 
 
 def _caption(pipeline: SaliencyCaptioner, clips: Sequence[Clip], request: Mapping[str, Any]) -> list[Caption]:

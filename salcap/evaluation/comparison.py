@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,14 +15,26 @@ import torch
 
 from salcap.datasets.captioned_videos import CaptionedItem, CaptionedSet
 from salcap.datasets.registry import load_captioned_set
+from salcap.evaluation.arm_records import arm_records
 from salcap.evaluation.bootstrap import DRAWS, Difference, paired_bootstrap
 from salcap.evaluation.captions import DEFAULT_METRICS, NOT_ASKED, SCORES, ScoreReport, bleu_of_counts, score_report
-from salcap.evaluation.compare import CONTROLS, NONE, Arm, ArmRun, Observer, Reader, list_arms, run_arms
-from salcap.evaluation.evaluate import read_still
+from salcap.evaluation.compare import (
+    CONTROLS,
+    NONE,
+    Arm,
+    ArmRun,
+    Observer,
+    Reader,
+    arm_pipeline,
+    list_arms,
+    run_arms,
+)
+from salcap.evaluation.evaluate import describe_runs
 from salcap.evaluation.faithfulness import Faithfulness, FaithfulnessMeter
 from salcap.evaluation.instruments import percentiles
 from salcap.pipeline import SaliencyCaptioner
 from salcap.saliency import SaliencyModel, create_saliency
+from salcap.stills import read_still
 from salcap.video import read_frames
 
 SALIENCY = ("none", "uniform", "random", "center", "spectral_residual", "uva_net", "attention_center")
@@ -108,8 +121,9 @@ def compare(
     revision: str | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    records: str | Path | None = None,
     observers: Sequence[Observer] = (),
-    progress: Callable[[float], object] = lambda done: None,
+    progress: Callable[[float, float], object] = lambda count, total: None,
     **generation: Any,
 ) -> Comparison:
     """Caption a data set in every combination of the settings, in turns, and compare quality and time.
@@ -126,18 +140,21 @@ def compare(
         metrics: see `salcap.score_captions`.
         draws: of the bootstrap.
         faithfulness: how many of the clips to measure deletion faithfulness on.
+        records: folder in which each arm's captions and times, and the faithfulness of clips, are kept as they come.
+            The same call goes on from them, however an earlier one was ended; what failed is tried again.
         observers, progress: see `salcap.evaluation.compare.run_arms`.
         generation: keyword arguments of ``transformers``' generate.
 
     Raises:
-        ValueError: an unknown name, settings that the model refuses, or no clip that could be captioned.
+        ValueError: an unknown name, settings that the model refuses or that are not those of the ``records``, or no
+            clip that could be captioned.
     """
     if isinstance(dataset, str):
         if root is None:
             raise ValueError(f"dataset {dataset!r} needs root, the folder that it lies in")
         dataset = load_captioned_set(dataset, root, split)
     dataset = dataset.first(limit)
-    items = [item for item in dataset.items if item.id not in dataset.missing]
+    num_frames = dataset.resolve_num_frames(num_frames)
     captioner = SaliencyCaptioner.from_pretrained(
         model, processor, saliency="uniform", mode="none", revision=revision, device=device, dtype=dtype
     )
@@ -147,21 +164,28 @@ def compare(
             f"faithfulness is measured by pruning with a backbone's maps, got saliency {list(saliency)} for"
             f" {captioner.captioner.name} with modes {sorted(captioner.captioner.modes)}"
         )
-    meter = FaithfulnessMeter(faithfulness)
     arms = list_arms(["none", *backbones], mode, policy, keep_ratio)
-    clips = [(item.id, _reader(item, dataset.stills, captioner.resolve_num_frames(num_frames))) for item in items]
-    runs, failures = run_arms(
-        captioner,
-        arms,
-        backbones,
-        clips,
-        batch_size=batch_size,
-        num_frames=1 if dataset.stills else num_frames,
-        observers=[meter, *observers],
-        progress=progress,
-        **generation,
-    )
-    references = {item.id: list(item.captions) for item in items}
+    frames = captioner.resolve_num_frames(num_frames)
+    clips = [(item.id, _reader(item, dataset.stills, frames)) for item in dataset.present]
+    request = {"num_frames": num_frames, "batch_size": batch_size, **generation}
+    with ExitStack() as stack:
+        files, found = None, None
+        if records is not None:
+            ways = [arm_pipeline(captioner, arm, backbones.get(arm.saliency or "", captioner.saliency)) for arm in arms]
+            settings = dict(zip(arms, describe_runs(ways, dataset, **request), strict=True))
+            files, found = stack.enter_context(arm_records(records, settings))
+        meter = FaithfulnessMeter(faithfulness, found)
+        runs, failures = run_arms(
+            captioner,
+            arms,
+            backbones,
+            clips,
+            observers=[meter, *observers],
+            files=files,
+            progress=progress,
+            **request,
+        )
+    references = {item.id: list(item.captions) for item in dataset.present}
     rows, missing_scores = judge(runs, references, teacher, metrics, draws)
     network = captioner.captioner.model  # type: ignore[attr-defined]
     return Comparison(

@@ -24,6 +24,7 @@ from salcap.evaluation.compare import NONE, Arm, Clip
 from salcap.evaluation.witness import show, without_lengths
 from salcap.frames import Frames
 from salcap.pipeline import SaliencyCaptioner
+from salcap.records import Record, RecordFile, read_records
 
 HALF = Weighting("prune", policy="top", keep_ratio=0.5)
 _GREEDY = {"num_beams": 1, "do_sample": False}
@@ -53,41 +54,45 @@ class FaithfulnessMeter:
 
     Args:
         num_clips: how many.
+        file: where what was found is kept; the clips that it holds already are not measured again.
     """
 
-    def __init__(self, num_clips: int) -> None:
-        self.num_clips = num_clips
-        self._whole: list[float] = []
-        self._halves: dict[str, list[tuple[float, float]]] = {}
+    def __init__(self, num_clips: int, file: RecordFile | None = None) -> None:
+        self.num_clips, self._file = num_clips, file
+        kept = read_records(file.path) if file is not None and file.outcomes else ()
+        self._found: dict[str, Record] = {record["id"]: record for record in kept}
 
     def __call__(self, clip: Clip, pipelines: Mapping[Arm, SaliencyCaptioner], request: Mapping[str, Any]) -> None:
-        if len(self._whole) == self.num_clips:
+        if clip.key in self._found or len(self._found) >= self.num_clips:
             return
         plain = pipelines[NONE]
         generation = {name: value for name, value in request.items() if name != "num_frames"}
         backbones = {arm.saliency: pipeline.saliency for arm, pipeline in pipelines.items() if arm.saliency}
         frames = show(plain, clip.frames(plain), request).frames
         tokens, whole = greedy_tokens(plain.captioner, frames, **generation)
-        self._whole.append(whole)
+        halves: dict[str, list[float]] = {}
         for name, backbone in backbones.items():
             halved = SaliencyCaptioner(plain.captioner, backbone, HALF)
             log_density = show(halved, clip.frames(plain), request).log_density
             assert log_density is not None
-            dropped = [
+            halves[name] = [
                 log_prob(plain.captioner, frames, tokens, maps, HALF, **generation)
                 for maps in (log_density, negated(log_density))
             ]
-            self._halves.setdefault(name, []).append((dropped[0], dropped[1]))
+        record = {"id": clip.key, "error_class": None, "whole": whole, "least_and_most_dropped": halves}
+        if self._file is not None:
+            self._file.write(record)
+        self._found[clip.key] = record
 
     def results(self, draws: int = DRAWS) -> dict[str, Faithfulness]:
         """Backbone -> what was found; empty where no clip was seen."""
+        records = list(self._found.values())[: self.num_clips]
+        whole = float(np.mean([record["whole"] for record in records])) if records else math.nan
         found = {}
-        for name, halves in self._halves.items():
-            least, most = np.array(halves).T
+        for name in records[0]["least_and_most_dropped"] if records else ():
+            least, most = np.array([record["least_and_most_dropped"][name] for record in records]).T
             difference = paired_bootstrap(least, most, draws=draws)
-            found[name] = Faithfulness(
-                len(halves), float(np.mean(self._whole)), float(least.mean()), float(most.mean()), difference
-            )
+            found[name] = Faithfulness(len(records), whole, float(least.mean()), float(most.mean()), difference)
         return found
 
 
