@@ -136,6 +136,24 @@ def load_config(path: str | Path, kind: type[T]) -> T:
     return build_dataclass(kind, _read_yaml(Path(path), ()), str(path))
 
 
+def load_any_config(path: str | Path, kinds: typing.Mapping[str, type[Any]]) -> Any:
+    """`load_config` of a file of one of several kinds, each told by a key that it alone has.
+
+    Args:
+        kinds: key -> the dataclass of files that have it.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_config`; also where the file has none of the keys, or several.
+    """
+    values = _read_yaml(Path(path), ())
+    found = [key for key in kinds if isinstance(values, dict) and key in values]
+    if len(found) != 1:
+        wanted = " or ".join(f"{key!r} ({kind.__name__})" for key, kind in kinds.items())
+        has = ", ".join(map(repr, values)) if isinstance(values, dict) else repr(values)
+        raise ValueError(f"{path}: exactly one of the keys {wanted} says what the file is; it has {has or 'none'}")
+    return build_dataclass(kinds[found[0]], values, str(path))
+
+
 def _read_yaml(path: Path, extending: tuple[Path, ...]) -> Any:
     import yaml
 

@@ -45,6 +45,7 @@ class Inspection:
         tokens_per_frame: visual tokens of such a frame, or of the frames that share them, not pruned.
         num_prefix_tokens: of them, in front of the cells.
         frames_per_token: frames that share their tokens.
+        default_gain: what the strength of "scale" and "bias" is multiplied by; 1 unless it was learned.
         checks: name -> `Check`.
     """
 
@@ -58,6 +59,7 @@ class Inspection:
     max_frames: int | None
     default_saliency: str
     default_weighting: Weighting
+    default_gain: float
     grid: tuple[int, int] | None
     tokens_per_frame: int
     num_prefix_tokens: int
@@ -128,6 +130,7 @@ class _Inspector:
             max_frames=captioner.max_frames,
             default_saliency=captioner.default_saliency,
             default_weighting=captioner.default_weighting,
+            default_gain=float(captioner.gain),
             grid=self.grid,
             tokens_per_frame=self.plain.visual_tokens - captioner.num_extra_tokens,
             num_prefix_tokens=self.prefix,

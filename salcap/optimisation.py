@@ -1,17 +1,36 @@
-"""What both trainings share: the learning-rate schedule, averaged weights, running means, safe checkpoints."""
+"""What trainings share: draws of batches, the learning-rate schedule, averaged weights, running means, checkpoints."""
 
 from __future__ import annotations
 
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+
+def draw_batch(
+    seed: Sequence[int], num_items: int, batch_size: int, step: int, rank: int = 0, world: int = 1
+) -> tuple[np.ndarray, np.random.Generator]:
+    """A process's share of a step's batch, and the randomness of its step.
+
+    Both hang on the step alone, so that a resumed run takes the path of one never stopped. An epoch visits every item;
+    every process gets items of its own, also of an epoch's short last batch.
+
+    Returns:
+        Indices of items (n,) int64, and a generator.
+    """
+    epoch, at = divmod(step, math.ceil(num_items / batch_size))
+    order = np.random.default_rng((*seed, epoch)).permutation(num_items)
+    batch = order[at * batch_size : (at + 1) * batch_size]
+    chosen = np.resize(batch, math.ceil(len(batch) / world) * world)[rank::world]
+    return chosen, np.random.default_rng((*seed, epoch, at, rank))
 
 
 def cosine_schedule(step: int, total: int, warmup: int, last: float = 0.05) -> float:
@@ -29,8 +48,28 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     os.replace(partial, path)
 
 
+def learnt_values(model: nn.Module) -> dict[str, Tensor]:
+    """What a model learns, by name: its weights that are trained, and buffers that are saved (BatchNorm statistics)."""
+    kept = model.state_dict().keys()
+    learnt: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return learnt | {name: buffer for name, buffer in model.named_buffers() if name in kept}
+
+
+def put_values(learnt: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Set what `learnt_values` names.
+
+    Raises:
+        ValueError: values of other names.
+    """
+    if values.keys() != learnt.keys():
+        raise ValueError(f"weights of another model: {sorted(values.keys() ^ learnt.keys())[:3]}")
+    with torch.no_grad():
+        for name, value in values.items():
+            learnt[name].copy_(value)
+
+
 class WeightAverage:
-    """Exponential average of what a model learns (trained weights, BatchNorm statistics), better than the last state.
+    """Exponential average of what a model learns (`learnt_values`), better than the last state.
 
     The decay grows with the updates, (1 + n) / (10 + n) at most, so that a short training is not averaged with the
     weights that it began with.
@@ -41,9 +80,7 @@ class WeightAverage:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay, self._num_updates = decay, 0
-        self._learnt: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        kept = model.state_dict().keys()
-        self._learnt |= {name: b for name, b in model.named_buffers() if name in kept}
+        self._learnt = learnt_values(model)
         self.values = {name: p.detach().clone() for name, p in self._learnt.items()}
 
     def current(self) -> dict[str, Tensor]:
@@ -67,11 +104,7 @@ class WeightAverage:
 
     def put(self, values: Mapping[str, Tensor]) -> None:
         """Set the model's weights."""
-        if values.keys() != self._learnt.keys():
-            raise ValueError(f"weights of another model: {sorted(values.keys() ^ self._learnt.keys())[:3]}")
-        with torch.no_grad():
-            for name, value in values.items():
-                self._learnt[name].copy_(value)
+        put_values(self._learnt, values)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -320,16 +320,18 @@ class SaliencyCaptioner:
 
     def _zoom(self, clip: _Clip) -> _Clip:
         """The clip with two views of each frame, and a map for each of them."""
-        frames, maps, zoom = clip.frames, clip.log_density, self.weighting.zoom
-        assert maps is not None
-        height, width = frames.pixels.shape[-2:]
+        assert clip.log_density is not None
         with _timed(clip.timings, "zoom_ms"):
-            size = view_size((height, width), self.captioner.read_options, zoom)
-            seen = self.captioner.seen_box(*size)
-            boxes = zoom_boxes(maps, frames.pts_seconds, (height, width), zoom, seen)
-            views = make_views(frames, boxes, size)
-            maps = torch.stack([maps, cut_maps(maps, boxes)], 1).flatten(0, 1)
+            views, maps, boxes = self.zoom_in(clip.frames, clip.log_density)
         return replace(clip, frames=views, log_density=maps, boxes=boxes)
+
+    def zoom_in(self, frames: Frames, maps: Tensor) -> tuple[Frames, Tensor, Tensor]:
+        """Two views of each of F frames, a map for each view, and the boxes (F, 4) of the crops, see `zoom_boxes`."""
+        zoom = self.weighting.zoom
+        height, width = frames.pixels.shape[-2:]
+        size = view_size((height, width), self.captioner.read_options, zoom)
+        boxes = zoom_boxes(maps, frames.pts_seconds, (height, width), zoom, self.captioner.seen_box(*size))
+        return make_views(frames, boxes, size), torch.stack([maps, cut_maps(maps, boxes)], 1).flatten(0, 1), boxes
 
     def _blank(self, path: str | None, start: float | None, end: float | None, choice: str) -> Caption:
         return Caption(text=None, path=path, start_seconds=start, end_seconds=end, **self.describe(choice))

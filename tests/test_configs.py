@@ -10,7 +10,9 @@ import yaml
 from salcap.config import load_config
 from salcap.distill.methods import METHODS
 from salcap.distill.settings import Distillation
+from salcap.saliency import list_saliency
 from salcap.saliency.trainable import TRAINABLE
+from salcap.training.finetune_settings import FineTuning
 from salcap.training.settings import CaptionerTraining
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -20,6 +22,11 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 def test_config_loads(path: Path) -> None:
     if path.stem.startswith("salcap-mini"):
         assert load_config(path, CaptionerTraining).stages
+        return
+    if path.parent.name == "finetune":
+        tuning = load_config(path, FineTuning)
+        assert tuning.saliency in list_saliency()
+        assert tuning.validation is not None
         return
     settings = load_config(path, Distillation)
     assert settings.student.name in TRAINABLE

@@ -33,7 +33,7 @@ class BlipCaptioner(CaptionerFamily):
         )
         tokens = torch.stack([plan.scale(clip) for plan, clip in zip(plans, tokens, strict=True)])
         encode_ms = self.now_ms() - started
-        output = self._decode(tokens, stack_bias(plans), **generation)
+        output = self._decode(batch, tokens, stack_bias(plans), **generation)
         return Generation(output, [tokens.shape[1]] * len(plans), encode_ms)
 
     @property
@@ -43,7 +43,9 @@ class BlipCaptioner(CaptionerFamily):
     def eos_token_ids(self, generation: dict[str, Any]) -> list[int]:
         return [self.model.config.text_config.sep_token_id]
 
-    def _decode(self, tokens: Tensor, bias: Tensor | None, prompt: str | None = None, **generation: Any) -> Any:
+    def _decode(
+        self, batch: ClipBatch, tokens: Tensor, bias: Tensor | None, prompt: str | None = None, **generation: Any
+    ) -> Any:
         """The second half of ``BlipForConditionalGeneration.generate``, which takes pixels of one frame only."""
         text, decoder = self.model.config.text_config, self.model.text_decoder
         ids = [text.bos_token_id, *(self.tokenizer(prompt).input_ids[1:-1] if prompt else [])]
@@ -53,11 +55,10 @@ class BlipCaptioner(CaptionerFamily):
                     attention = layer.crossattention.self
                     hook = cross_attention_bias(bias)
                     hooks.enter_context(attention.register_forward_pre_hook(hook, with_kwargs=True))
-            return decoder.generate(
-                input_ids=torch.tensor([ids] * len(tokens), device=tokens.device),
-                eos_token_id=text.sep_token_id,
-                pad_token_id=text.pad_token_id,
-                encoder_hidden_states=tokens,
-                encoder_attention_mask=torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device),
-                **generation,
-            )
+            inputs = {
+                "input_ids": torch.tensor([ids] * len(tokens), device=tokens.device),
+                "encoder_hidden_states": tokens,
+                "encoder_attention_mask": torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device),
+            }
+            ends = {"eos_token_id": text.sep_token_id, "pad_token_id": text.pad_token_id}
+            return self.write(batch, inputs, {**ends, **generation})

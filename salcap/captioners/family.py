@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
 import transformers
 from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 from transformers.utils import logging as hf_logging
 
 from salcap.captioners.base import GeneratedText
+from salcap.captioners.likelihood import PADDING, given_logits, mean_log_probs
 from salcap.captioners.preprocessing import FramePreprocessor
 from salcap.captioners.visual_tokens import ClipTokens
-from salcap.config import Weighting
+from salcap.config import Weighting, build_dataclass
 from salcap.frames import Frames
 from salcap.seeding import content_seeds
 from salcap.weighting import relative_saliency
@@ -33,12 +39,16 @@ class ClipBatch:
         clip_pixels: for each clip what the family's preprocessor makes of it, as a rule (F, 3, h, w), on the model's
             device, in its dtype.
         log_densities: for each clip (F, h', w') over the whole frame; None where the mode is "none".
+        gain: what the weighting's strength is multiplied by.
+        captions: (B, L) int64, what is to be said of the clips, padded with -100; None where that is generated.
     """
 
     clips: Sequence[Frames]
     clip_pixels: Sequence[Tensor]
     log_densities: Sequence[Tensor] | None
     weighting: Weighting
+    gain: float | Tensor = 1.0
+    captions: Tensor | None = None
 
     @cached_property
     def pixels(self) -> Tensor:
@@ -51,7 +61,7 @@ class Generation:
     """What a model generated for a batch.
 
     Attributes:
-        output: as ``transformers`` returns it.
+        output: of `CaptionerFamily.write`.
         visual_tokens: for each clip, see `GeneratedText`.
         encode_ms: wall time of the vision encoder, up to the language model's first forward.
         prompt_length: leading tokens of each sequence that are no part of the caption.
@@ -66,13 +76,15 @@ class Generation:
 class CaptionerFamily(ABC):
     """Base of the families: implement `generate_batch`, name the class to load, say what the architecture allows.
 
+    A model whose config has an attribute ``saliency`` brings its defaults: see `tune`.
+
     Args:
         model: a loaded model of ``transformers_class``; it is put in evaluation mode.
         processor: a processor with ``image_processor`` and ``tokenizer``, or the two as a tuple.
         name, revision: for records; taken from the model where None.
 
     Raises:
-        ValueError: a model of another class, or a processor without the two parts.
+        ValueError: a model of another class, a processor without the two parts, or defaults that cannot be.
     """
 
     transformers_class: ClassVar[str]
@@ -87,16 +99,22 @@ class CaptionerFamily(ABC):
     num_extra_tokens: int = 0  # visual tokens that belong to no frame
     default_saliency: str = "uva_net"
     default_weighting: Weighting = Weighting()
+    gain: float | Tensor = 1.0  # learned: the strength of "scale" and "bias" is multiplied by it
 
     def __init__(self, model: Any, processor: Any, *, name: str | None = None, revision: str | None = None) -> None:
         if not isinstance(model, getattr(transformers, self.transformers_class)):
             raise ValueError(f"{type(self).__name__} needs a {self.transformers_class}, got {type(model).__name__}")
         self.model = model.eval()
-        image_processor, self.tokenizer = _split_processor(processor)
-        self.preprocess = self.preprocessor(image_processor)
+        self.image_processor, self.tokenizer = _split_processor(processor)
+        self.preprocess = self.preprocessor(self.image_processor)
         self.name = name or model.name_or_path or type(model).__name__
         self.revision = revision or getattr(model.config, "_commit_hash", None)
         self.read_options: dict[str, Any] = self.preprocess.read_options
+        saved = dict(getattr(self.saliency_config, "saliency", None) or {})
+        if saved:
+            self.default_saliency = str(saved.pop("backbone", self.default_saliency))
+            self.gain = float(saved.pop("gain", 1.0))
+            self.default_weighting = build_dataclass(Weighting, saved, f"saliency in the config of {self.name}")
 
     @classmethod
     def from_pretrained(
@@ -138,13 +156,43 @@ class CaptionerFamily(ABC):
         image_processor = transformers.AutoImageProcessor.from_pretrained(path, backend="pil", **source)
         return image_processor, transformers.AutoTokenizer.from_pretrained(path, **source)
 
+    def save_processor(self, folder: Path) -> None:
+        """Write what `load_processor` reads."""
+        if isinstance(self.image_processor, SimpleNamespace):  # see `load_frame_settings`
+            (folder / "preprocessor_config.json").write_text(json.dumps(vars(self.image_processor), indent=2))
+        else:
+            self.image_processor.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    @property
+    def saliency_config(self) -> Any:
+        """The part of the model's config that keeps what `tune` is told."""
+        return self.model.config
+
+    def tune(self, backbone: str, weighting: Weighting, gain: float = 1.0) -> None:
+        """Make a setting the default, and part of the model's config, so that its files bring it."""
+        self.default_saliency, self.default_weighting, self.gain = backbone, weighting, gain
+        self.saliency_config.saliency = {"backbone": backbone, "gain": gain, **asdict(weighting)}
+
+    def make_room(self, num_frames: int) -> None:  # noqa: B027  # most have it
+        """Before training: take clips of so many frames from now on, where a model of stills can learn that."""
+
     def seen_box(self, height: int, width: int) -> tuple[float, float, float, float]:
         """See `Captioner.seen_box`."""
         return self.preprocess.seen_box(height, width)
 
     @abstractmethod
     def generate_batch(self, batch: ClipBatch, generation: dict[str, Any]) -> Generation:
-        """Encode and decode clips of equal `batch_key`."""
+        """Encode and decode clips of equal `batch_key`; ends with `write`."""
+
+    def write(self, batch: ClipBatch, inputs: dict[str, Any], generation: dict[str, Any]) -> Any:
+        """What the generator makes of its inputs: captions, as ``transformers`` returns them.
+
+        Where the batch brings its captions, nothing is generated: then it is their logits, see `given_logits`.
+        """
+        if batch.captions is None:
+            return self.generator.generate(**inputs, **generation)
+        return given_logits(self.generator, inputs, batch.captions)
 
     def batch_key(self, index: int, pixels: Tensor, weighting: Weighting) -> Hashable:
         """Clips whose keys are equal share a call; this one is the ``index``-th of those asked for."""
@@ -159,8 +207,68 @@ class CaptionerFamily(ABC):
         **generation: Any,
     ) -> list[GeneratedText]:
         """See `Captioner.generate`. Clips of equal shape share a call; the others go after one another."""
-        self._check(clips, log_densities, weighting, generation)
+        self._check(clips, log_densities, weighting)
+        if generation.get("num_return_sequences", 1) != 1:
+            raise ValueError(f"one caption a clip: num_return_sequences is {generation['num_return_sequences']}, not 1")
         generation = {**generation, "return_dict_in_generate": True, "output_scores": True}
+        texts: dict[int, GeneratedText] = {}
+        for indices, batch, preprocess_ms in self._batches(clips, log_densities, weighting):
+            started = self.now_ms()
+            with self._end_of_prefill() as prefilled:
+                result = self.generate_batch(batch, generation)
+            sequences = result.output.sequences[:, result.prompt_length :]
+            captions = self.tokenizer.batch_decode(sequences, skip_special_tokens=True)
+            scores = mean_log_probs(result.output, self.eos_token_ids(generation))
+            shared = {
+                "encode_ms": result.encode_ms,
+                "prefill_ms": prefilled[0] - started - result.encode_ms,
+                "decode_ms": self.now_ms() - prefilled[0],
+            }
+            timings = {stage: total / len(indices) for stage, total in shared.items()}
+            for row, index in enumerate(indices):
+                times = {"preprocess_ms": preprocess_ms[row], **timings}
+                texts[index] = GeneratedText(captions[row].strip(), scores[row], result.visual_tokens[row], times)
+        return [texts[i] for i in range(len(clips))]
+
+    def loss(
+        self,
+        clips: Sequence[Frames],
+        log_densities: Sequence[Tensor] | None,
+        weighting: Weighting,
+        captions: Sequence[Sequence[int]],
+    ) -> Tensor:
+        """How unlikely captions are, along the code path that generates them; gradients flow.
+
+        Args:
+            clips, log_densities, weighting: as for `generate`.
+            captions: for each clip the ids that `caption_ids` makes of its caption.
+
+        Returns:
+            Minus the log-probabilities of all tokens, summed.
+
+        Raises:
+            ValueError: what `generate` refuses, or a family whose `generate_batch` does not end with `write`.
+        """
+        self._check(clips, log_densities, weighting)
+        total = torch.zeros((), device=self.model.device)
+        for indices, batch, _ in self._batches(clips, log_densities, weighting):
+            rows = [torch.tensor(captions[i], device=self.model.device) for i in indices]
+            labels = pad_sequence(rows, batch_first=True, padding_value=PADDING)
+            logits = self.generate_batch(replace(batch, captions=labels), {}).output
+            if not isinstance(logits, Tensor) or logits.shape[:-1] != labels.shape:
+                raise ValueError(f"{type(self).__name__} cannot be trained: its generate_batch does not end with write")
+            total = total + cross_entropy(logits.float().mT, labels, ignore_index=PADDING, reduction="sum")
+        return total
+
+    def caption_ids(self, caption: str, max_tokens: int) -> list[int]:
+        """The tokens of a caption, up to ``max_tokens``, the end token last where there is room for it."""
+        ids = self.tokenizer(" ".join(caption.split()), add_special_tokens=False)["input_ids"]
+        return [*ids, *self.eos_token_ids({})[:1]][:max_tokens]
+
+    def _batches(
+        self, clips: Sequence[Frames], log_densities: Sequence[Tensor] | None, weighting: Weighting
+    ) -> Iterator[tuple[list[int], ClipBatch, list[float]]]:
+        """Clips that share a call: their indices, the batch, and the time it took to preprocess each."""
         groups: dict[Any, list[int]] = {}
         pixels, preprocess_ms = [], []
         for index, frames in enumerate(clips):
@@ -168,7 +276,6 @@ class CaptionerFamily(ABC):
             pixels.append(self.preprocess(frames))
             preprocess_ms.append(self.now_ms() - started)
             groups.setdefault(self.batch_key(index, pixels[-1], weighting), []).append(index)
-        texts: dict[int, GeneratedText] = {}
         for indices in groups.values():
             started = self.now_ms()
             batch = ClipBatch(
@@ -176,24 +283,10 @@ class CaptionerFamily(ABC):
                 [pixels[i].to(self.model.device, self.model.dtype) for i in indices],
                 None if log_densities is None else [log_densities[i].to(self.model.device) for i in indices],
                 weighting,
+                self.gain,
             )
-            placed = self.now_ms()
-            with self._end_of_prefill() as prefilled:
-                result = self.generate_batch(batch, generation)
-            sequences = result.output.sequences[:, result.prompt_length :]
-            captions = self.tokenizer.batch_decode(sequences, skip_special_tokens=True)
-            scores = mean_log_probs(result.output, self.eos_token_ids(generation))
-            shared = {
-                "preprocess_ms": placed - started,
-                "encode_ms": result.encode_ms,
-                "prefill_ms": prefilled[0] - placed - result.encode_ms,
-                "decode_ms": self.now_ms() - prefilled[0],
-            }
-            for i, caption, score, count in zip(indices, captions, scores, result.visual_tokens, strict=True):
-                timings = {stage: total / len(indices) for stage, total in shared.items()}
-                timings["preprocess_ms"] += preprocess_ms[i]
-                texts[i] = GeneratedText(caption.strip(), score, count, timings)
-        return [texts[i] for i in range(len(clips))]
+            placed_ms = (self.now_ms() - started) / len(indices)
+            yield indices, batch, [preprocess_ms[i] + placed_ms for i in indices]
 
     def plan(self, batch: ClipBatch, grid: tuple[int, int], num_prefix_tokens: int) -> list[ClipTokens]:
         """What each clip's map does to its tokens."""
@@ -215,7 +308,7 @@ class CaptionerFamily(ABC):
             saliency = torch.cat([saliency, saliency[-1:].expand(missing, -1)]).unflatten(0, (-1, span)).mean(1)
         num_frames, seed = math.ceil(len(frames) / span), clip_seed(frames, batch.weighting)
         extra = self.num_extra_tokens
-        return ClipTokens(batch.weighting, num_frames, grid, num_prefix_tokens, saliency, seed, extra)
+        return ClipTokens(batch.weighting, num_frames, grid, num_prefix_tokens, saliency, seed, extra, batch.gain)
 
     @property
     def generator(self) -> Any:
@@ -251,7 +344,6 @@ class CaptionerFamily(ABC):
         clips: Sequence[Frames],
         log_densities: Sequence[Tensor] | None,
         weighting: Weighting,
-        generation: dict[str, Any],
     ) -> None:
         unknown = sorted(set(weighting.modes) - self.modes)
         if unknown:
@@ -273,39 +365,11 @@ class CaptionerFamily(ABC):
                 raise ValueError(f"log_densities[{index}] must be {expected}, got {tuple(maps.shape)} {maps.dtype}")
         if log_densities is not None and len(log_densities) != len(clips):
             raise ValueError(f"got {len(log_densities)} log_densities for {len(clips)} clips")
-        if generation.get("num_return_sequences", 1) != 1:
-            raise ValueError(f"one caption a clip: num_return_sequences is {generation['num_return_sequences']}, not 1")
 
 
 def clip_seed(frames: Frames, weighting: Weighting) -> int:
     """A clip's own seed, from its first frame: with one for all, stills would all show the same random patches."""
     return int(content_seeds(frames.pixels[:1], weighting.seed)) if "prune" in weighting.modes else weighting.seed
-
-
-def mean_log_probs(output: Any, eos_token_ids: Sequence[int]) -> list[float | None]:
-    """Mean log-probability per generated token of each sequence, the end token counted.
-
-    Of the scores that the search went by (after ``transformers``' logits processors). For beam search it is
-    ``sequences_scores`` at length penalty 1, whatever the length penalty was. None where there are no scores.
-    """
-    sequences, scores = output.sequences, output.scores
-    if not scores:
-        return [None] * len(sequences)
-    rows = getattr(output, "beam_indices", None)
-    searched = rows is not None
-    if rows is None:  # greedy search and sampling: every sequence stays in its row until its end token
-        ended = torch.isin(sequences[:, -len(scores) :], sequences.new_tensor(eos_token_ids)).long()
-        going = ended.cumsum(1) - ended == 0
-        rows = torch.arange(len(sequences), device=sequences.device)[:, None].where(going, -1)
-    tokens = sequences[:, -rows.shape[1] :]
-    total = torch.zeros(len(sequences), device=sequences.device)
-    for step in range(rows.shape[1]):
-        step_scores = scores[step][rows[:, step].clamp_min(0)].float()
-        if not searched:  # beam search keeps log-probabilities, the others keep logits
-            step_scores = step_scores.log_softmax(-1)
-        chosen = step_scores.gather(1, tokens[:, step, None])[:, 0]
-        total += chosen.where(rows[:, step] >= 0, 0.0)
-    return (total / (rows >= 0).sum(1)).tolist()
 
 
 @contextmanager

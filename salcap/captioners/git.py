@@ -24,9 +24,9 @@ class GitCaptioner(CaptionerFamily):
     """``GitForCausalLM``: "prune" drops patches before the vision encoder, "scale" fades them after the projection and
     its LayerNorm (which would undo it earlier), "bias" adds to the scores of the visual keys in every text layer.
 
-    An image model takes one frame, a video model as many as it has time embeddings: half as many with "zoom", whose
-    two views of a frame take one each; an image model has no "zoom". GIT's ``generate`` encodes frame after frame,
-    and all of them again for each beam; pruned frames are encoded before it, together and once.
+    An image model takes one frame (more after `make_room`), a video model as many as it has time embeddings: half as
+    many with "zoom", whose two views of a frame take one each; an image model has no "zoom". GIT's ``generate`` encodes
+    frame after frame, and all of them again for each beam; pruned frames are encoded before it, together and once.
     """
 
     transformers_class = "GitForCausalLM"
@@ -36,6 +36,15 @@ class GitCaptioner(CaptionerFamily):
         self.max_frames = model.config.num_image_with_embedding or 1
         if self.max_frames > 1:
             self.modes |= {"zoom"}
+
+    def make_room(self, num_frames: int) -> None:
+        if num_frames == 1 or self.model.config.num_image_with_embedding:
+            return
+        width, git = self.model.config.vision_config.hidden_size, self.model.git
+        embeddings = [nn.Parameter(torch.zeros(1, 1, width, device=self.model.device)) for _ in range(num_frames)]
+        git.img_temporal_embedding = nn.ParameterList(embeddings)  # zeros, as in a new video model
+        self.model.config.num_image_with_embedding = self.max_frames = num_frames
+        self.modes |= {"zoom"}
 
     def batch_key(self, index: int, pixels: Tensor, weighting: Weighting) -> Hashable:
         if "prune" not in weighting.modes or weighting.scope == "frame":
@@ -65,7 +74,7 @@ class GitCaptioner(CaptionerFamily):
                 hooks.enter_context(git.visual_projection.register_forward_hook(_scale_hook(plans)))
             if (bias := stack_bias(plans)) is not None:
                 hooks.enter_context(git.encoder.register_forward_pre_hook(_bias_hook(bias), with_kwargs=True))
-            output = self.model.generate(pixel_values=pixels, **generation)
+            output = self.write(batch, {"pixel_values": pixels}, generation)
         return Generation(output, [plan.num_tokens for plan in plans], sum(times[: 2 + 2 * num_calls]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -42,6 +43,10 @@ class InstructBlipVideoCaptioner(QFormerCaptioner):
             tokenizer=transformers.AutoTokenizer.from_pretrained(path, **source),
             qformer_tokenizer=transformers.AutoTokenizer.from_pretrained(path, subfolder="qformer_tokenizer", **source),
         )
+
+    def save_processor(self, folder: Path) -> None:
+        super().save_processor(folder)
+        self.qformer_tokenizer.save_pretrained(folder / "qformer_tokenizer")
 
     def prompt_ids(self, frames: Frames, counts: Sequence[int], prompt: str) -> list[int]:
         return [self.placeholder_id] * sum(counts) + self.tokenizer(prompt)["input_ids"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -69,6 +70,10 @@ class MultimodalCaptioner(CaptionerFamily):
     def batch_key(self, index: int, pixels: Tensor, weighting: Weighting) -> Hashable:
         return None
 
+    def save_processor(self, folder: Path) -> None:
+        self.tokenizer.chat_template = self.chat_template  # which may have come with the processor
+        super().save_processor(folder)
+
     @abstractmethod
     def look(self, batch: ClipBatch, prompt: str) -> tuple[list[ClipTokens], list[ClipFeatures]]:
         """What each clip's map does to its tokens, and the tokens as that leaves them, before "scale"."""
@@ -96,7 +101,7 @@ class MultimodalCaptioner(CaptionerFamily):
         with ExitStack() as hooks:
             self.add_bias(hooks, batch, plans, clips, visual)
             inputs = self.language_inputs(batch, plans, clips, inputs, prompt)
-            output = self.generator.generate(**inputs, **generation)
+            output = self.write(batch, inputs, generation)
         length = visual.shape[1] if "input_ids" in inputs else 0
         return Generation(output, expected, encode_ms, length)
 

@@ -73,7 +73,8 @@ class VisionEncoderDecoderCaptioner(CaptionerFamily):
             if bias is not None:
                 hook = cross_attention_bias(bias)
                 hooks.enter_context(self.model.decoder.register_forward_pre_hook(hook, with_kwargs=True))
-            output = self.model.generate(encoder_outputs=BaseModelOutput(last_hidden_state=tokens), **generation)
+            inputs = {"encoder_outputs": BaseModelOutput(last_hidden_state=tokens)}
+            output = self.write(batch, inputs, generation)
         return Generation(output, [tokens.shape[1]] * len(tokens), encode_ms)
 
     def encode(self, batch: ClipBatch) -> tuple[Tensor, Tensor | None]:

@@ -25,6 +25,7 @@ class ClipTokens:
         saliency: (F, N) from `relative_saliency`; None where the mode is "none".
         seed: the clip's own, of the random policies.
         num_extra_tokens: of the clip as a whole, which count against its budget.
+        gain: what the weighting's strength is multiplied by.
 
     Attributes:
         counts: tokens of each frame, its prefix tokens among them.
@@ -40,7 +41,9 @@ class ClipTokens:
         saliency: Tensor | None = None,
         seed: int = 0,
         num_extra_tokens: int = 0,
+        gain: float | Tensor = 1.0,
     ) -> None:
+        self.strength = weighting.strength * gain
         self.weighting, self.num_prefix_tokens = weighting, num_prefix_tokens
         self._choices: list[tuple[Tensor, Tensor | None]] = []
         self._saliency: tuple[Tensor, ...] = () if saliency is None else saliency.unbind()
@@ -103,14 +106,14 @@ class ClipTokens:
         if "scale" not in self.weighting.modes:
             return tokens
         scaled = [
-            scale_patches(part, row.expand(*part.shape[:-2], -1), self.weighting.strength, self.num_prefix_tokens)
+            scale_patches(part, row.expand(*part.shape[:-2], -1), self.strength, self.num_prefix_tokens)
             for part, row in zip(tokens.split(self.counts, -2), self._saliency, strict=True)
         ]
         return torch.cat(scaled, -2)
 
     def bias(self) -> Tensor:
         """What to add to the attention scores of the tokens as keys, (num_tokens,) float32; see `attention_bias`."""
-        rows = [attention_bias(row, self.weighting.strength, self.num_prefix_tokens) for row in self._saliency]
+        rows = [attention_bias(row, self.strength, self.num_prefix_tokens) for row in self._saliency]
         return torch.cat(rows)
 
     def _take(self, frame: int, patches: Tensor) -> Tensor:

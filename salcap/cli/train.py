@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,18 +12,30 @@ from salcap.cli.console import app, wrong_use
 
 
 @app.command()
-def train(config: Annotated[Path, typer.Argument(help="A YAML file such as configs/salcap-mini.yaml.")]) -> None:
-    """Train a captioner; started again, a run goes on where it stopped."""
-    from salcap.config import load_config
+def train(
+    config: Annotated[
+        Path, typer.Argument(help="A YAML file such as configs/finetune/git.yaml or configs/salcap-mini.yaml.")
+    ],
+) -> None:
+    """Fine-tune a captioner, or train the bundled one from scratch; started again, a run goes on where it stopped."""
+    from salcap.config import load_any_config
+    from salcap.training.finetune_settings import FineTuning
     from salcap.training.settings import CaptionerTraining
 
     with wrong_use():
-        settings = load_config(config, CaptionerTraining)
-    from salcap.training.captioner import CaptionerTrainer
+        settings = load_any_config(config, {"captioner": FineTuning, "stages": CaptionerTraining})
 
     def progress(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
+    trainer: Any
     with wrong_use():
-        trainer = CaptionerTrainer(settings, progress)
+        if isinstance(settings, FineTuning):
+            from salcap.training.finetune import FineTuner
+
+            trainer = FineTuner(settings, progress)
+        else:
+            from salcap.training.captioner import CaptionerTrainer
+
+            trainer = CaptionerTrainer(settings, progress)
     print(trainer.run())

@@ -23,7 +23,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from salcap.captioners.mini.modeling import encoder_options
 from salcap.config import Weighting
-from salcap.optimisation import Means, WeightAverage, cosine_schedule, write_checkpoint
+from salcap.optimisation import Means, WeightAverage, cosine_schedule, draw_batch, write_checkpoint
 from salcap.training.cider_reward import CiderReward
 from salcap.training.data import TrainingData
 from salcap.training.model import CaptionTask, build_captioner
@@ -102,13 +102,7 @@ class CaptionerTrainer:
         self.progress(f"stage {stage.kind}: {items} items, steps {first} to {total}")
         window, whole = Means(), Means()  # since the last line of progress, and over the epoch
         for step in range(first, total):
-            epoch, at = divmod(step, steps_per_epoch)
-            order = np.random.default_rng((self.settings.seed, index, epoch)).permutation(items)
-            batch = order[at * stage.batch_size : (at + 1) * stage.batch_size]
-            # every process needs a step of its own, also of an epoch's short last batch
-            chosen = np.resize(batch, math.ceil(len(batch) / world) * world)[rank::world]
-            # randomness hangs on the step alone, so a resumed run takes the same path
-            rng = np.random.default_rng((self.settings.seed, index, epoch, at, rank))
+            chosen, rng = draw_batch((self.settings.seed, index), items, stage.batch_size, step, rank, world)
             torch.manual_seed(int(rng.integers(2**31)))
             for group in optimizer.param_groups:
                 group["lr"] = group["rate"] * stage.learning_rate * cosine_schedule(step, total, stage.warmup_steps)
@@ -120,14 +114,16 @@ class CaptionerTrainer:
             self.average.update()
             window.add(shown)
             whole.add(shown)
-            ended = at == steps_per_epoch - 1
+            ended = (step + 1) % steps_per_epoch == 0
             if ended or (step + 1) % 50 == 0:
                 left = (total - step - 1) / window.rate() / 60
                 rate = f"{window.rate():.2f} steps/s, {left:.0f} min left"
                 self.progress(f"{stage.kind} {step + 1}/{total} {window.means()} {rate}")
                 window = Means()
             if ended:
-                self._log(stage=stage.kind, epoch=epoch + 1, **whole.means(), **self.validate(stage))
+                self._log(
+                    stage=stage.kind, epoch=(step + 1) // steps_per_epoch, **whole.means(), **self.validate(stage)
+                )
                 whole = Means()
             if ended or (step + 1) % self.settings.checkpoint_steps == 0:
                 self._checkpoint(index, step + 1, optimizer)

@@ -12,7 +12,6 @@ from salcap.captioners.family import ClipBatch, clip_seed
 from salcap.captioners.mini import modeling  # registers the encoder with transformers
 from salcap.captioners.vision_encoder_decoder import VisionEncoderDecoderCaptioner
 from salcap.captioners.visual_tokens import stack_bias
-from salcap.config import Weighting
 
 
 class MiniCaptioner(VisionEncoderDecoderCaptioner):
@@ -22,9 +21,10 @@ class MiniCaptioner(VisionEncoderDecoderCaptioner):
         super().__init__(model, processor, name=name, revision=revision)
         self.modes = frozenset({"none", "scale", "bias", "prune", "zoom"})
         self.early_pruning = True
-        tuned = dict(model.config.encoder.saliency)
-        self.default_saliency = tuned.pop("backbone")
-        self.default_weighting = Weighting(**tuned)
+
+    @property
+    def saliency_config(self) -> Any:
+        return self.model.config.encoder
 
     def encode(self, batch: ClipBatch) -> tuple[Tensor, Tensor | None]:
         tokens = torch.cat([self._encode_equal(part) for part in _equal_maps(batch)])
@@ -43,7 +43,7 @@ class MiniCaptioner(VisionEncoderDecoderCaptioner):
             pixel_values=batch.pixels,
             pts_seconds=seconds.to(self.model.device, torch.float32),
             log_density=maps,
-            **{**options, "seed": seeds},
+            **{**options, "strength": weighting.strength * batch.gain, "seed": seeds},
         ).last_hidden_state
 
 

@@ -15,7 +15,7 @@ class SalcapEncoderConfig(PretrainedConfig):
     Args:
         trunk: EfficientNet-Lite variant; its stride-16 features are the patches.
         image_size: side of the square the trunk reads; the grid is image_size / 16 to a side.
-        saliency: how the captioner was tuned to be used: backbone, mode, policy, keep_ratio.
+        saliency: how the captioner was tuned to be used, see `CaptionerFamily.tune`.
     """
 
     model_type = ENCODER_TYPE

@@ -104,7 +104,7 @@ class SalcapEncoder(PreTrainedModel):
         scope: str = "auto",
         max_visual_tokens: int | None = None,
         min_keep: int = 1,
-        strength: float = 0.5,
+        strength: float | Tensor = 0.5,
         seed: int | Tensor = 0,
         trunk_features: Tensor | None = None,
         output_attentions: bool | None = None,
@@ -117,7 +117,8 @@ class SalcapEncoder(PreTrainedModel):
             pixel_values: (B, F, 3, S, S) or (B, 3, S, S), float RGB in 0..1, S the config's ``image_size``.
             pts_seconds: (B, F) presentation times; None means all zero.
             log_density: (B, F, h, w) log-density over each frame; needed by every mode but "none".
-            mode, policy, keep_ratio, scope, max_visual_tokens, min_keep, strength: see `salcap.config.Weighting`.
+            mode, policy, keep_ratio, scope, max_visual_tokens, min_keep, strength: see `salcap.config.Weighting`; a
+                tensor is a strength that is learned.
             seed: of the random policies; a (B,) int64 tensor gives each clip its own.
             output_attentions, output_hidden_states, return_dict: not supported; VisionEncoderDecoderModel passes them.
             trunk_features: (B, F, N, C), the trunk's stride-16 features, instead of pixels.
@@ -125,7 +126,7 @@ class SalcapEncoder(PreTrainedModel):
         Returns:
             BaseModelOutput with ``last_hidden_state`` (B, tokens, D), frames one after another.
         """
-        weighting = Weighting(mode, policy, keep_ratio, scope, max_visual_tokens, min_keep, strength)
+        weighting = Weighting(mode, policy, keep_ratio, scope, max_visual_tokens, min_keep)
         if output_attentions or output_hidden_states:
             raise ValueError("the encoder returns its last hidden state only")
         if "bias" in weighting.modes:
@@ -138,7 +139,7 @@ class SalcapEncoder(PreTrainedModel):
             tokens = patches
             frame_of_token = None
         else:
-            tokens, frame_of_token = self._weight(patches, log_density, weighting, seed)
+            tokens, frame_of_token = self._weight(patches, log_density, weighting, strength, seed)
         per_frame = tokens.dim() == 4
         tokens = tokens.flatten(0, 1) if per_frame else tokens
         for layer in self.layers:
@@ -177,16 +178,21 @@ class SalcapEncoder(PreTrainedModel):
         return self.dropout(patches + self.position_embedding)
 
     def _weight(
-        self, patches: Tensor, log_density: Tensor | None, weighting: Weighting, seed: int | Tensor
+        self,
+        patches: Tensor,
+        log_density: Tensor | None,
+        weighting: Weighting,
+        strength: float | Tensor,
+        seed: int | Tensor,
     ) -> tuple[Tensor, Tensor | None]:
         if log_density is None:
             raise ValueError(f"mode {weighting.mode!r} needs log_density (B, F, h, w)")
         grid = (self.grid, self.grid)
         saliency = relative_saliency(log_density, grid).to(patches.dtype)
         if "scale" in weighting.modes:
-            patches = scale_patches(patches, saliency, weighting.strength)
+            patches = scale_patches(patches, saliency, strength)
             # a learned direction says how salient a patch is: log 1 = 0 leaves it as it was
-            gain = weighting.strength * saliency.clamp(1e-2, 1e2).log()
+            gain = strength * saliency.clamp(1e-2, 1e2).log()
             patches = patches + gain[..., None] * self.saliency_embedding
         if "prune" not in weighting.modes:
             return patches, None

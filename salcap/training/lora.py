@@ -1,0 +1,43 @@
+"""Low-rank adapters by peft. https://arxiv.org/abs/2106.09685"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from salcap.training.finetune_settings import LoraSettings
+
+
+def add_lora(model: Any, settings: LoraSettings) -> Any:
+    """Put adapters into a model, which stays what it is but for them; they alone are trained from now on.
+
+    Returns:
+        peft's tuner, for `merge_lora`.
+
+    Raises:
+        ImportError: no peft.
+        ValueError: target modules that the model lacks, or none given and the architecture unknown to peft.
+    """
+    try:
+        from peft import LoraConfig
+        from peft.tuners.lora import LoraModel
+    except ImportError as error:
+        raise ImportError("lora needs peft: pip install 'salcap[lora]'") from error
+    targets = settings.target_modules
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        target_modules=list(targets) if isinstance(targets, tuple) else targets,
+    )
+    try:
+        return LoraModel(model, config, "default")
+    except ValueError as error:
+        kind = model.config.model_type
+        raise ValueError(
+            f"lora: target_modules {targets!r} do not fit {kind!r} ('all-linear' does): {error}"
+        ) from error
+
+
+def merge_lora(tuner: Any) -> Any:
+    """A copy of the model with the adapters in its weights, of the class that it always had."""
+    return copy.deepcopy(tuner).merge_and_unload()
