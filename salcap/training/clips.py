@@ -9,9 +9,9 @@ from torch import Tensor
 
 from salcap.datasets.captioned_videos import CaptionedItem, describe_missing
 from salcap.datasets.registry import load_captioned_set
-from salcap.evaluation.evaluate import read_still
 from salcap.frames import Frames
 from salcap.pipeline import SaliencyCaptioner
+from salcap.stills import read_still
 from salcap.training.finetune_settings import ClipSource
 from salcap.video import read_frames
 

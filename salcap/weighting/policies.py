@@ -179,7 +179,8 @@ def _spread_order(grid: Grid, num_tokens: int, device: torch.device) -> Tensor:
     """
     _, place = patch_path(grid, num_tokens, device)
     num_bits = max(len(place) - 1, 1).bit_length()
-    return sum((place >> bit & 1) << (num_bits - 1 - bit) for bit in range(num_bits)).argsort()
+    bits = [(place >> bit & 1) << (num_bits - 1 - bit) for bit in range(num_bits)]
+    return torch.stack(bits).sum(0).argsort()
 
 
 def _highest(values: Tensor, counts: Tensor) -> Tensor:
