@@ -38,13 +38,11 @@ class CaptionedClips:
     ) -> None:
         dataset = load_captioned_set(source.dataset, source.root, source.split, untrimmed=source.untrimmed)
         dataset = dataset.first(source.limit)
-        self.items, self.sha256 = [item for item in dataset.items if item.fault is None], dataset.sha256
+        self.items, self.sha256 = dataset.present, dataset.sha256
         if not self.items or (dataset.missing and not source.allow_missing):
             raise ValueError(f"{describe_missing(dataset.missing, dataset)} (allow_missing: true goes without them)")
-        if dataset.stills and num_frames not in (None, 1):
-            raise ValueError(f"{dataset.name} holds photographs, clips of one frame: got num_frames {num_frames}")
         self._stills, self._pipeline, self._readers = dataset.stills, pipeline, readers
-        self._num_frames, self._options = pipeline.first_read(1 if dataset.stills else num_frames)
+        self._num_frames, self._options = pipeline.first_read(dataset.resolve_num_frames(num_frames))
         self._maps: dict[int, Tensor] = {}
 
     def read(self, batches: Iterable[Sequence[int]]) -> Iterator[Clips]:
