@@ -236,10 +236,15 @@ def test_evaluate_fails(dataset, message, tmp_path):
 
 
 def test_train_names_a_wrong_key(tmp_path):
-    (tmp_path / "c.yaml").write_text("outputs: x\n")
-    result = run("train", tmp_path / "c.yaml")
-    assert result.exit_code == 2
-    assert "did you mean 'output'" in result.stderr
+    for text, answer in (
+        ("outputs: x\ncaptioner: salcap-mini\n", "did you mean 'output'"),
+        ("outputs: x\nstages: []\n", "did you mean 'output'"),
+        ("output: x\n", "'captioner' (FineTuning) or 'stages' (CaptionerTraining)"),
+    ):
+        (tmp_path / "c.yaml").write_text(text)
+        result = run("train", tmp_path / "c.yaml")
+        assert result.exit_code == 2
+        assert answer in result.stderr
 
 
 def test_off_a_terminal_progress_is_a_line_after_ten_seconds_then_one_a_minute(monkeypatch, capsys):
