@@ -149,6 +149,8 @@ def test_a_killed_run_resumes_to_the_same_bits(settings, tmp_path, monkeypatch):
     with pytest.raises(Killed):
         FineTuner(settings).run()
     monkeypatch.setattr(FineTuner, "_step", original)
+    with (Path(settings.output) / "log.jsonl").open("a") as file:
+        file.write('{"step": 5, "lo')  # torn by the kill
     said: list[str] = []
     resumed = FineTuner(settings, said.append)
     found = weights(resumed.run())

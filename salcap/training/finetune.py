@@ -203,7 +203,8 @@ class FineTuner:
             self.progress(f"resumed from {path}: step {state['step']}")
         if self.accelerator.is_main_process and records.exists():  # the steps after the checkpoint come again
             lines = records.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if json.loads(line)["step"] <= state["step"]]
+            whole = [line for line in lines if line.endswith("\n")]  # a kill may tear the last one
+            kept = [line for line in whole if json.loads(line)["step"] <= state["step"]]
             records.write_text("".join(kept), encoding="utf-8")
         return state
 

@@ -166,21 +166,22 @@ def patch_path(grid: Grid, num_stretches: int, device: torch.device) -> tuple[Te
 
 
 def _most_salient(request: Request, counts: Tensor) -> Tensor:
-    order = _spread_order(request.grid, request.num_tokens, request.saliency.device)
-    return _highest(request.saliency[..., order], counts)[..., order.argsort()]
+    order, place = _spread_order(request.grid, request.num_tokens, request.saliency.device)
+    return _highest(request.saliency[..., order], counts)[..., place]
 
 
 @lru_cache(maxsize=256)
 @torch.inference_mode(False)
-def _spread_order(grid: Grid, num_tokens: int, device: torch.device) -> Tensor:
-    """(N,) int64: all patches in an order of which each beginning is spread evenly over the frame.
+def _spread_order(grid: Grid, num_tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """All patches in an order of which each beginning is spread evenly over the frame, and each one's place in it.
 
-    That of `patch_path`'s places with their bits reversed (van der Corput).
+    That of `patch_path`'s places with their bits reversed (van der Corput). Both (N,) int64.
     """
     _, place = patch_path(grid, num_tokens, device)
     num_bits = max(len(place) - 1, 1).bit_length()
     bits = [(place >> bit & 1) << (num_bits - 1 - bit) for bit in range(num_bits)]
-    return torch.stack(bits).sum(0).argsort()
+    order = torch.stack(bits).sum(0).argsort()
+    return order, order.argsort()
 
 
 def _highest(values: Tensor, counts: Tensor) -> Tensor:
