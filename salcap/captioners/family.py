@@ -17,12 +17,11 @@ from typing import Any, ClassVar
 import torch
 import transformers
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers.utils import logging as hf_logging
 
 from salcap.captioners.base import GeneratedText
-from salcap.captioners.likelihood import PADDING, given_logits, mean_log_probs
+from salcap.captioners.likelihood import PADDING, GivenCaptions, give_captions, mean_log_probs
 from salcap.captioners.preprocessing import FramePreprocessor
 from salcap.captioners.visual_tokens import ClipTokens
 from salcap.config import Weighting, build_dataclass
@@ -188,11 +187,11 @@ class CaptionerFamily(ABC):
     def write(self, batch: ClipBatch, inputs: dict[str, Any], generation: dict[str, Any]) -> Any:
         """What the generator makes of its inputs: captions, as ``transformers`` returns them.
 
-        Where the batch brings its captions, nothing is generated: then it is their logits, see `given_logits`.
+        Where the batch brings its captions, nothing is generated: then it is `GivenCaptions`.
         """
         if batch.captions is None:
             return self.generator.generate(**inputs, **generation)
-        return given_logits(self.generator, inputs, batch.captions)
+        return give_captions(self.generator, inputs, batch.captions)
 
     def batch_key(self, index: int, pixels: Tensor, weighting: Weighting) -> Hashable:
         """Clips whose keys are equal share a call; this one is the ``index``-th of those asked for."""
@@ -230,35 +229,35 @@ class CaptionerFamily(ABC):
                 texts[index] = GeneratedText(captions[row].strip(), scores[row], result.visual_tokens[row], times)
         return [texts[i] for i in range(len(clips))]
 
-    def loss(
+    def give(
         self,
         clips: Sequence[Frames],
         log_densities: Sequence[Tensor] | None,
         weighting: Weighting,
         captions: Sequence[Sequence[int]],
-    ) -> Tensor:
-        """How unlikely captions are, along the code path that generates them; gradients flow.
+    ) -> list[GivenCaptions]:
+        """How likely captions are, along the code path that generates them; gradients flow.
 
         Args:
             clips, log_densities, weighting: as for `generate`.
             captions: for each clip the ids that `caption_ids` makes of its caption.
 
         Returns:
-            Minus the log-probabilities of all tokens, summed.
+            One for each call that clips of equal shape share.
 
         Raises:
             ValueError: what `generate` refuses, or a family whose `generate_batch` does not end with `write`.
         """
         self._check(clips, log_densities, weighting)
-        total = torch.zeros((), device=self.model.device)
+        given = []
         for indices, batch, _ in self._batches(clips, log_densities, weighting):
             rows = [torch.tensor(captions[i], device=self.model.device) for i in indices]
             labels = pad_sequence(rows, batch_first=True, padding_value=PADDING)
-            logits = self.generate_batch(replace(batch, captions=labels), {}).output
-            if not isinstance(logits, Tensor) or logits.shape[:-1] != labels.shape:
+            output = self.generate_batch(replace(batch, captions=labels), {}).output
+            if not isinstance(output, GivenCaptions):
                 raise ValueError(f"{type(self).__name__} cannot be trained: its generate_batch does not end with write")
-            total = total + cross_entropy(logits.float().mT, labels, ignore_index=PADDING, reduction="sum")
-        return total
+            given.append(replace(output, indices=indices))
+        return given
 
     def caption_ids(self, caption: str, max_tokens: int) -> list[int]:
         """The tokens of a caption, up to ``max_tokens``, the end token last where there is room for it."""

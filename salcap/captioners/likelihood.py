@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +11,28 @@ from torch import Tensor
 from torch.nn import functional as F
 
 PADDING = -100  # in captions that are given: no token
+
+
+@dataclass(frozen=True, eq=False)
+class GivenCaptions:
+    """What a model makes of captions that it is given, of clips that share a call.
+
+    Attributes:
+        captions: (B, L) int64, padded with `PADDING`.
+        logits: (B, L, vocabulary): of each token when all before it are read.
+        clip_encodings: (B, D), the mean of each clip's visual tokens; None where the model's decoder reads no output of
+            an encoder.
+        indices: places of the clips among those asked for.
+    """
+
+    captions: Tensor
+    logits: Tensor
+    clip_encodings: Tensor | None
+    indices: Sequence[int] = ()
+
+    def loss(self) -> Tensor:
+        """Minus the log-probabilities of all tokens, summed."""
+        return F.cross_entropy(self.logits.float().mT, self.captions, ignore_index=PADDING, reduction="sum")
 
 
 def mean_log_probs(output: Any, eos_token_ids: Sequence[int]) -> list[float | None]:
@@ -38,18 +61,22 @@ def mean_log_probs(output: Any, eos_token_ids: Sequence[int]) -> list[float | No
     return (total / (rows >= 0).sum(1)).tolist()
 
 
-def given_logits(generator: Any, inputs: Mapping[str, Any], captions: Tensor) -> Tensor:
-    """Logits of captions that are given, in one forward of the module that would generate them (teacher forcing).
+def give_captions(generator: Any, inputs: Mapping[str, Any], captions: Tensor) -> GivenCaptions:
+    """One forward, over captions that are given, of the module that would generate them (teacher forcing).
 
     Args:
         inputs: what its ``generate`` would be called with, prompts padded on the left.
         captions: (B, L) int64, padded with `PADDING` on the right.
-
-    Returns:
-        (B, L, vocabulary): of each token when all before it are read.
     """
+    encoded = inputs.get("encoder_outputs")
+    encodings = None if encoded is None else encoded.last_hidden_state.mean(1)
+    return GivenCaptions(captions, _given_logits(generator, inputs, captions), encodings)
+
+
+def _given_logits(generator: Any, inputs: Mapping[str, Any], captions: Tensor) -> Tensor:
     # what stands in for padding comes after every real token, which looks back only
-    said, inputs = captions.clamp_min(0)[:, :-1], {**inputs, "use_cache": False}
+    said = captions.where(captions != PADDING, captions[:, :1])[:, :-1]
+    inputs = {**inputs, "use_cache": False}
     if generator.config.is_encoder_decoder:
         return generator(**inputs, decoder_input_ids=F.pad(said, (1, 0), value=_start_token_id(generator))).logits
     length, prompt = said.shape[1], inputs.pop("input_ids", None)

@@ -21,6 +21,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from salcap.captioners import load_captioner
+from salcap.captioners.likelihood import GivenCaptions
 from salcap.config import Weighting
 from salcap.evaluation.captions import score_captions
 from salcap.frames import Frames
@@ -30,6 +31,7 @@ from salcap.saliency import create_saliency
 from salcap.training.clips import CaptionedClips
 from salcap.training.finetune_settings import FineTuning
 from salcap.training.lora import add_lora, merge_lora
+from salcap.training.see_little import SeeLittleTeacher, choose_few
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +59,15 @@ class FineTuner:
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # poolers and the like
         )
         self.captioner = _load_captioner(settings)
+        few = settings.see_little
+        teacher = None
+        if few is not None and (few.prediction or few.representation):
+            teacher = SeeLittleTeacher(self.captioner, few)
+            teacher.to(self.accelerator.device)
+        _freeze(self.captioner.model, settings.frozen)
         torch.manual_seed(settings.seed)  # of the adapters' first values
         self._adapters = None if settings.lora is None else add_lora(self.captioner.model, settings.lora)
-        self._task = _Task(self.captioner, settings.learned_gain)
+        self._task = _Task(self.captioner, settings, teacher)
         self._learnt = learnt_values(self._task)
         optimizer = torch.optim.AdamW(self._groups(), lr=settings.learning_rate, betas=(0.9, 0.98))
         self._network, self._optimizer = self.accelerator.prepare(self._task, optimizer)
@@ -117,6 +125,8 @@ class FineTuner:
         said: list[tuple[int, str]] = []
         with self.accelerator.autocast():
             for indices, (frames, maps) in zip(batches, self.validation.read(batches), strict=True):
+                if self.settings.see_little is not None:
+                    frames, maps = choose_few(frames, maps, self.settings.see_little)
                 texts = self.captioner.generate(frames, maps, self.pipeline.weighting, **limits)
                 said += [(index, text.text) for index, text in zip(indices, texts, strict=True)]
         candidates = {str(index): text for index, text in gather_object(said)}
@@ -227,11 +237,22 @@ class FineTuner:
 
 def _load_captioner(settings: FineTuning) -> Any:
     captioner: Any = load_captioner(settings.captioner, revision=settings.revision)
-    if not hasattr(captioner, "loss"):
-        raise ValueError(f"{settings.captioner} cannot be fine-tuned: {type(captioner).__name__} has no loss")
+    if not hasattr(captioner, "give"):
+        raise ValueError(f"{settings.captioner} cannot be fine-tuned: {type(captioner).__name__} has no method give")
     if settings.num_frames is not None:
         captioner.make_room(settings.num_frames * (2 if "zoom" in settings.weighting.modes else 1))
     return captioner
+
+
+def _freeze(model: nn.Module, beginnings: Sequence[str]) -> None:
+    """Parameters whose names begin so are not trained; a beginning of no name is an error."""
+    for beginning in beginnings:
+        found = [parameter for name, parameter in model.named_parameters() if name.startswith(beginning)]
+        if not found:
+            names = sorted({".".join(name.split(".")[:2]) for name, _ in model.named_parameters()})
+            raise ValueError(f"frozen: no parameter's name begins with {beginning!r}; they begin with {names}")
+        for parameter in found:
+            parameter.requires_grad_(False)
 
 
 class _Task(nn.Module):
@@ -241,10 +262,11 @@ class _Task(nn.Module):
         log_gain: logarithm of the captioner's gain, which thus stays above 0; None where it is not learned.
     """
 
-    def __init__(self, captioner: Any, learned_gain: bool) -> None:
+    def __init__(self, captioner: Any, settings: FineTuning, teacher: SeeLittleTeacher | None) -> None:
         super().__init__()
-        self.model, self._captioner = captioner.model, captioner
-        self.log_gain = nn.Parameter(torch.tensor(math.log(captioner.gain))) if learned_gain else None
+        self.model, self._captioner, self._teacher = captioner.model, captioner, teacher
+        self._see_little = settings.see_little
+        self.log_gain = nn.Parameter(torch.tensor(math.log(captioner.gain))) if settings.learned_gain else None
 
     def forward(
         self,
@@ -253,10 +275,16 @@ class _Task(nn.Module):
         weighting: Weighting,
         captions: Sequence[Sequence[int]],
     ) -> Tensor:
+        """The loss, summed over tokens."""
         if self.log_gain is not None:
             self._captioner.gain = self.log_gain.exp()
-        loss: Tensor = self._captioner.loss(frames, maps, weighting, captions)
-        return loss
+        if self._see_little is None:
+            return _loss_of(self._captioner.give(frames, maps, weighting, captions))
+        few, few_maps = choose_few(frames, maps, self._see_little)
+        given = self._captioner.give(few, few_maps, weighting, captions)
+        if self._teacher is None:
+            return _loss_of(given)
+        return _loss_of(given) + self._teacher.loss(given, self._teacher.give(frames, maps, weighting, captions))
 
     def set_gain(self) -> None:
         """Make the captioner's gain a number."""
@@ -266,3 +294,7 @@ class _Task(nn.Module):
     def shown(self) -> dict[str, float]:
         """The gain, for the log."""
         return {} if self.log_gain is None else {"gain": round(self.log_gain.exp().item(), 4)}
+
+
+def _loss_of(given: Sequence[GivenCaptions]) -> Tensor:
+    return torch.stack([part.loss() for part in given]).sum()

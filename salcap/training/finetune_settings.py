@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from salcap.config import Weighting, check_choice
 from salcap.datasets.registry import CAPTIONED_SETS
+from salcap.sampling import FRAME_CHOICES
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,30 @@ class LoraSettings:
 
 
 @dataclass(frozen=True)
+class SeeLittle:
+    """The captioner as it was, reading all frames, teaches itself to read few of them: see `SeeLittleTask`.
+
+    Attributes:
+        num_frames: that the student reads, of the run's ``num_frames``.
+        frames: how they are chosen: "uniform", or "saliency" (`salcap.sampling.saliency_indices`).
+        prediction, representation: weights of the two losses beside cross-entropy; both 0: it learns without a teacher.
+    """
+
+    num_frames: int
+    frames: str = "saliency"
+    prediction: float = 0.01
+    representation: float = 0.001
+
+    def __post_init__(self) -> None:
+        if self.num_frames < 1:
+            raise ValueError(f"num_frames of see_little must be at least 1, got {self.num_frames}")
+        check_choice("frames", self.frames, FRAME_CHOICES)
+        for name in ("prediction", "representation"):
+            if not 0.0 <= (value := getattr(self, name)) < math.inf:
+                raise ValueError(f"{name} must be >= 0 and finite, got {value}")
+
+
+@dataclass(frozen=True)
 class FineTuning:
     """A whole run; ``output`` gets the log, the checkpoint and the captioner's folder ``model``.
 
@@ -60,6 +86,8 @@ class FineTuning:
         saliency: backbone; None for the captioner's default.
         weighting: what its maps do, in training and, unless told otherwise, in use.
         keep_ratios: each step draws one of them, in the place of the weighting's own.
+        see_little: learn to read few of the frames.
+        frozen: beginnings of the names of parameters that stay as they are, such as "encoder.trunk".
         learned_gain: learn a factor of the weighting's strength, one number.
         batch_size: clips of a step, over all processes.
         accumulation_steps: parts that each process's share of a batch is split into, to save memory.
@@ -79,6 +107,8 @@ class FineTuning:
     saliency: str | None = None
     weighting: Weighting = field(default_factory=Weighting)
     keep_ratios: tuple[float, ...] = ()
+    see_little: SeeLittle | None = None
+    frozen: tuple[str, ...] = ()
     learned_gain: bool = False
     lora: LoraSettings | None = None
     epochs: int = 5
@@ -115,5 +145,13 @@ class FineTuning:
                 "learned_gain needs mode 'scale' or 'bias' and a strength above 0,"
                 f" got mode {weighting.mode!r} and strength {weighting.strength}"
             )
+        if self.see_little is not None:
+            if "zoom" in modes:
+                raise ValueError("see_little chooses among frames, not among the views of mode 'zoom'")
+            if self.num_frames is None or self.num_frames <= self.see_little.num_frames:
+                few = self.see_little.num_frames
+                raise ValueError(
+                    f"see_little reads {few} frames of more: num_frames must be above, got {self.num_frames}"
+                )
         if self.patience is not None and self.validation is None:
             raise ValueError(f"patience {self.patience} needs validation, whose CIDEr it waits for")

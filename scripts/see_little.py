@@ -1,0 +1,132 @@
+"""See-very-little captioning: 4 of a clip's 16 frames, distilled, against the same without a teacher.
+
+    bash scripts/reproduce_see_little.sh        # data, trainings, table
+
+or step by step:
+
+    python scripts/see_little.py data           # pans over photographs: clips whose frames each show a part
+    salcap train configs/see_little/teacher.yaml
+    python scripts/see_little.py unlabelled     # natural clips, captioned by the teacher
+    salcap train configs/see_little/student.yaml
+    python scripts/see_little.py undistilled    # the same training without the teacher's losses
+    python scripts/see_little.py table
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from PIL import Image
+
+from salcap.config import load_config
+from salcap.datasets.captioned_images import load_captioned_images
+from salcap.pipeline import SaliencyCaptioner
+from salcap.training.finetune import FineTuner
+from salcap.training.finetune_settings import FineTuning
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("SALCAP_SHARED", ROOT.parent / "shared")) / "data"
+RUNS = Path("runs/see-little")
+CLIPS = RUNS / "clips"
+FPS, NUM_FRAMES, SIDE = 8, 32, 224
+VIEW = 0.5  # side of what a frame of a pan shows, as a share of the photograph's
+COUNTS = {"train": 1200, "val": 300}
+WINDOW = 2.5  # seconds, of natural clips
+
+
+def pan(image: Image.Image, rng: np.random.Generator) -> list[Image.Image]:
+    """A camera that shows a part of a photograph at a time: it rests at four places and moves between them."""
+    places = rng.random((4, 2)) * (1 - VIEW)
+    knots = np.repeat(places, 2, 0)  # a rest, a move, a rest, ...
+    at = np.linspace(0, len(knots) - 1, NUM_FRAMES)
+    boxes = np.stack([np.interp(at, np.arange(len(knots)), knots[:, axis]) for axis in (0, 1)], 1)
+    frames = []
+    for left, top in boxes:
+        box = (left * image.width, top * image.height, (left + VIEW) * image.width, (top + VIEW) * image.height)
+        frames.append(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=box))
+    return frames
+
+
+def write_clip(path: Path, frames: list[Image.Image]) -> None:
+    partial = path.with_name(f".{path.name}")
+    with av.open(str(partial), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=FPS, options={"preset": "veryfast", "threads": "1", "crf": "20"})
+        stream.width, stream.height, stream.pix_fmt = SIDE, SIDE, "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_image(frame)))
+        container.mux(stream.encode(None))
+    os.replace(partial, path)
+
+
+def make_pans() -> None:
+    """`CLIPS`: pans over Flickr8k's photographs, of its splits, with their captions."""
+    CLIPS.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for split, count in COUNTS.items():
+        for number, item in enumerate(load_captioned_images(SHARED / "captions/flickr8k", split)[:count]):
+            path = CLIPS / f"{split}-{number:04d}.mp4"
+            if not path.exists():
+                with Image.open(item.path) as image:
+                    write_clip(path, pan(image.convert("RGB"), np.random.default_rng((len(split), number))))
+            lines.append({"video": path.name, "captions": item.captions, "split": split})
+    write_lines(lines)
+
+
+def caption_unlabelled() -> None:
+    """Add windows of natural clips with what the teacher says of 16 frames: with the pans, the split to learn from."""
+    teacher = SaliencyCaptioner.from_pretrained(str(RUNS / "teacher/model"))
+    lines = [line for line in read_lines() if line["split"] in COUNTS]
+    taught = [{**line, "id": f"taught-{line['video']}", "split": TAUGHT} for line in lines if line["split"] == "train"]
+    source = SHARED / "clips"
+    for clip in json.loads((source / "clips.json").read_text()):
+        if not (CLIPS / clip["name"]).exists():
+            shutil.copy(source / clip["name"], CLIPS)
+        for start in np.arange(0, max(clip["seconds"] - WINDOW, 0) + 1e-6, WINDOW).tolist():
+            end = min(start + WINDOW, clip["seconds"])
+            said = teacher.caption(CLIPS / clip["name"], 16, start_seconds=start, end_seconds=end)
+            line = {"video": clip["name"], "start": start, "end": end, "id": f"{clip['name']}@{start:g}"}
+            taught.append({**line, "captions": [said.text], "split": TAUGHT})
+    write_lines(lines + taught)
+
+
+TAUGHT = "train+unlabelled"
+
+
+def read_lines() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (CLIPS / "captions.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def write_lines(lines: list[dict[str, Any]]) -> None:
+    partial = CLIPS / "captions.partial"
+    partial.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    os.replace(partial, CLIPS / "captions.jsonl")
+
+
+def train_undistilled() -> None:
+    """The student's training without what the teacher says, but for the captions of the unlabelled clips."""
+    settings = load_config(ROOT / "configs/see_little/student.yaml", FineTuning)
+    assert settings.see_little is not None
+    alone = replace(settings.see_little, prediction=0.0, representation=0.0)
+    settings = replace(settings, output=str(RUNS / "undistilled"), see_little=alone)
+    print(FineTuner(settings, lambda line: print(line, flush=True)).run())
+
+
+STEPS = {"data": make_pans, "unlabelled": caption_unlabelled, "undistilled": train_undistilled}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=STEPS)
+    STEPS[parser.parse_args().step]()
+
+
+if __name__ == "__main__":
+    main()
