@@ -28,6 +28,9 @@ from PIL import Image
 
 from salcap.config import load_config
 from salcap.datasets.captioned_images import load_captioned_images
+from salcap.datasets.registry import load_captioned_set
+from salcap.evaluation.bootstrap import paired_bootstrap
+from salcap.evaluation.captions import score_report
 from salcap.pipeline import SaliencyCaptioner
 from salcap.training.finetune import FineTuner
 from salcap.training.finetune_settings import FineTuning
@@ -119,7 +122,46 @@ def train_undistilled() -> None:
     print(FineTuner(settings, lambda line: print(line, flush=True)).run())
 
 
-STEPS = {"data": make_pans, "unlabelled": caption_unlabelled, "undistilled": train_undistilled}
+def print_table() -> None:
+    """The arms in turns on the pans over validation photographs: what is said, and how long it takes."""
+    items = load_captioned_set("videos", CLIPS, "val").present
+    models = {name: SaliencyCaptioner.from_pretrained(str(RUNS / name / "model")) for name in MODELS}
+    said: dict[Arm, dict[str, str]] = {arm: {} for arm in TABLE}
+    times: dict[Arm, list[dict[str, float]]] = {arm: [] for arm in TABLE}
+    order = list(TABLE)
+    for item in items:
+        for arm in order:
+            model, num_frames, frames = arm
+            result = models[model].caption(item.path, num_frames, frames=frames)
+            said[arm][item.id] = result.text or ""
+            times[arm].append(result.timings)
+        order = order[1:] + order[:1]
+    references = {item.id: item.captions for item in items}
+    reports = {arm: score_report(references, texts, METRICS) for arm, texts in said.items()}
+    totals = {arm: np.array([sum(stages.values()) for stages in each]) for arm, each in times.items()}
+    bare = {arm: totals[arm] - np.array([stages["read_ms"] for stages in each]) for arm, each in times.items()}
+    print(f"{len(items)} clips; CIDEr less than the teacher's and more than the undistilled one's, 95 % intervals\n")
+    headings = ("captioner", "frames", *METRICS, "- teacher", "- undistilled", "ms", "of teacher", "with reading")
+    print(f"| {' | '.join(headings)} |")
+    print("|---|---|" + "---|" * (len(METRICS) + 5))
+    for arm in TABLE:
+        scores = [reports[arm].scores["bleu_4" if name == "bleu" else name] for name in METRICS]
+        cells = [arm[0], f"{arm[1]} {arm[2]}", *(f"{score:.3f}" for score in scores)]
+        for other in (TEACHER, ("undistilled", 4, arm[2])):
+            values = [np.array([reports[a].per_caption["cider"][item.id] for item in items]) for a in (arm, other)]
+            apart = paired_bootstrap(*values)
+            cells.append("" if arm == other else f"{apart.value:+.3f} [{apart.low:+.3f}, {apart.high:+.3f}]")
+        cells.append(f"{np.median(bare[arm]):.0f}")
+        cells += [f"{np.median(ms[arm] / ms[TEACHER]):.3f}" for ms in (bare, totals)]
+        print("| " + " | ".join(cells) + " |")
+
+
+Arm = tuple[str, int, str]  # captioner, frames, and how they are chosen
+MODELS = ("teacher", "undistilled", "distilled")
+TEACHER: Arm = ("teacher", 16, "uniform")
+TABLE: tuple[Arm, ...] = (TEACHER, *((name, 4, frames) for frames in ("saliency", "uniform") for name in MODELS))
+METRICS = ("bleu", "meteor", "rouge_l", "cider")
+STEPS = {"data": make_pans, "unlabelled": caption_unlabelled, "undistilled": train_undistilled, "table": print_table}
 
 
 def main() -> None:
