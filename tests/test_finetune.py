@@ -263,6 +263,21 @@ def test_mini_keeps_its_saliency_where_it_always_had_it(clips, tmp_path):
     assert salcap.SaliencyCaptioner.from_pretrained(str(made)).weighting == settings.weighting
 
 
+@pytest.mark.parametrize("clean, learned", [(False, "W1 W2, w3 ."), (True, "w1 w2 w3")])
+def test_captions_are_learned_as_they_are_or_clean(settings, clips, tmp_path, clean, learned):
+    listed = tmp_path / "listed"
+    listed.mkdir()
+    (listed / "a.mp4").write_bytes((clips / "val0.mp4").read_bytes())
+    (listed / "captions.jsonl").write_text(json.dumps({"video": "a.mp4", "captions": ["W1  W2, w3 ."]}))
+    source = ClipSource("videos", str(listed))
+    tuner = FineTuner(replace(settings, train=source, clean_captions=clean, batch_size=1, epochs=1))
+    heard = []
+    original = tuner.captioner.caption_ids
+    tuner.captioner.caption_ids = lambda text, *rest: heard.append(" ".join(text.split())) or original(text, *rest)
+    tuner.run()
+    assert heard == [learned]
+
+
 def write(path: Path, values: dict[str, Any]) -> Path:
     path.write_text(yaml.safe_dump(values))
     return path

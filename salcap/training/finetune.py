@@ -32,6 +32,7 @@ from salcap.training.clips import CaptionedClips
 from salcap.training.finetune_settings import FineTuning
 from salcap.training.lora import add_lora, merge_lora
 from salcap.training.see_little import SeeLittleTeacher, choose_few
+from salcap.training.text import clean_caption
 
 log = logging.getLogger(__name__)
 
@@ -175,6 +176,8 @@ class FineTuner:
         if settings.keep_ratios:
             weighting = replace(weighting, keep_ratio=float(rng.choice(settings.keep_ratios)))
         captions = [str(rng.choice(self.clips.items[index].captions)) for index in chosen]
+        if settings.clean_captions:
+            captions = [clean_caption(caption) for caption in captions]
         ids = [self.captioner.caption_ids(caption, settings.max_caption_tokens) for caption in captions]
         parts = np.array_split(np.arange(len(chosen)), min(settings.accumulation_steps, len(chosen)))
         num_tokens, loss_sum = sum(map(len, ids)), 0.0

@@ -91,6 +91,7 @@ class FineTuning:
         learned_gain: learn a factor of the weighting's strength, one number.
         batch_size: clips of a step, over all processes.
         accumulation_steps: parts that each process's share of a batch is split into, to save memory.
+        clean_captions: learn them in lower case and without punctuation, as the bundled captioner writes.
         max_caption_tokens: longer captions are cut, and none longer is written in validation.
         mixed_precision: "no" or "bf16".
         patience: epochs without a better CIDEr after which it stops; None: never.
@@ -118,6 +119,7 @@ class FineTuning:
     warmup_steps: int = 100
     weight_decay: float = 0.05
     clip_norm: float = 1.0
+    clean_captions: bool = False
     max_caption_tokens: int = 40
     mixed_precision: str = "no"
     patience: int | None = None
