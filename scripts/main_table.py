@@ -52,11 +52,11 @@ NUM_FRAMES = 8
 
 
 def train(arm: str, seed: int) -> None:
-    """Fine-tune the bundled captioner by ``configs/main_table.yaml``, an arm's maps embedded by `EMBEDDING`."""
+    """Fine-tune the bundled captioner by ``configs/main_table.yaml``, an arm's maps embedded by `EMBEDDING`, at a gain it learns."""
     settings = load_config(ROOT / "configs/main_table.yaml", FineTuning)
     settings = replace(settings, output=str(RUNS / f"{arm}-{seed}"), seed=seed)
     if ARMS[arm] is not None:
-        settings = replace(settings, saliency=ARMS[arm], weighting=EMBEDDING)
+        settings = replace(settings, saliency=ARMS[arm], weighting=EMBEDDING, learned_gain=True)
     print(FineTuner(settings, lambda line: print(line, flush=True)).run())
 
 
