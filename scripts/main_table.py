@@ -52,7 +52,7 @@ NUM_FRAMES = 8
 
 
 def train(arm: str, seed: int) -> None:
-    """Fine-tune the bundled captioner by ``configs/main_table.yaml``, maps embedded by `EMBEDDING`, its gain learned."""
+    """Fine-tune the bundled captioner by ``configs/main_table.yaml``, with maps by `EMBEDDING`, its gain learned."""
     settings = load_config(ROOT / "configs/main_table.yaml", FineTuning)
     settings = replace(settings, output=str(RUNS / f"{arm}-{seed}"), seed=seed)
     if ARMS[arm] is not None:
