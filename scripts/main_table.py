@@ -30,6 +30,7 @@ from salcap.datasets.captioned_videos import CaptionedSet
 from salcap.datasets.registry import load_captioned_set
 from salcap.evaluation.bootstrap import Difference, paired_bootstrap
 from salcap.evaluation.captions import ScoreReport, bleu_of_counts, score_report
+from salcap.evaluation.receipt import read_receipts
 from salcap.pipeline import SaliencyCaptioner
 from salcap.training.finetune import FineTuner
 from salcap.training.finetune_settings import FineTuning
@@ -99,8 +100,8 @@ def scores_of(arm: str, sets: tuple[str, ...], references: dict[str, Any]) -> li
     for seed in SEEDS:
         said: dict[str, str] = {}
         for name in sets:
-            (row,) = json.loads((RUNS / f"{arm}-{seed}" / f"{name}.json").read_text(encoding="utf-8"))
-            said |= row["captions"]
+            (receipt,) = read_receipts(RUNS / f"{arm}-{seed}" / f"{name}.json")
+            said |= receipt.captions
         reports.append(score_report({key: references[key] for key in said}, said))
     return reports
 
