@@ -1,7 +1,8 @@
 """caption_corpus: many videos, a record of each, whatever happens on the way.
 
 ```
-items ─ reading.py (processes, ahead of the model) ─> batches ─ pipeline.py ─> captions ─ records.py ─> JSON lines
+items ─ windows.py ─> clips ─ reading.py ─> frames ─ batching.py ─> batches ─ pipeline.py ─> captions ─ records.py
+        (both in processes, ahead of the model)
 ```
 """
 
@@ -10,14 +11,16 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from salcap.batching import BySize, ByTokens, ComingClip
 from salcap.caption import Caption
 from salcap.datasets.captioned_videos import CaptionedSet
 from salcap.frames import Frames
@@ -27,8 +30,10 @@ from salcap.reading import ReaderPool
 from salcap.records import Record, RecordFile, check_settings, count_errors, merge_records, read_records
 from salcap.stills import read_still
 from salcap.video import DEFAULT_LIMITS, VideoLimits, read_frames
+from salcap.windows import Window, Windows, check_windows, item_windows
 
 TIME_LIMIT = 300.0  # seconds for the reading of one clip
+WINDOWS_AHEAD = 32  # windows that are found before they are to be read
 MEMORY_ERRORS = ("OutOfMemoryError", "MemoryError")
 MEMORY_WORDS = ("out of memory", "can't allocate memory")  # of a RuntimeError, in lower case
 
@@ -39,7 +44,7 @@ class CorpusSummary:
 
     Attributes:
         num_items: of this run's shard, those of earlier runs on its output among them; of all shards, where it merged
-            them.
+            them. Of items that are cut into windows, the windows.
         num_new: captioned or failed in this run.
         errors: how many failed, by class of error.
         records: the file with the records of all shards; None without output, and as long as other shards lack some.
@@ -62,7 +67,9 @@ def caption_corpus(
     *,
     num_frames: int | None = None,
     frames: str = "uniform",
-    batch_size: int = 1,
+    batch_size: int | None = None,
+    batch_tokens: int | None = None,
+    windows: Windows | None = None,
     num_workers: int | None = None,
     time_limit: float | None = None,
     limits: VideoLimits = DEFAULT_LIMITS,
@@ -82,15 +89,22 @@ def caption_corpus(
     frames. A batch that is out of memory is halved, and so are those that follow; a single clip is tried again with
     half and a quarter of its visual tokens, then with fewer frames, and its warnings say so.
 
+    With ``windows`` each item is cut (`cut_windows`) while its first windows are captioned already, and each window has
+    a record; its ``id`` is the item's with a number (``talk.mp4#3``), and ``video``, ``window`` and ``is_last_window``
+    tell its place.
+
     Args:
         captioner: or a function that loads it, called when reading has begun.
         items: their ids must differ; of a data set those that are `present`.
         output: a .jsonl file, see `RecordFile`; None keeps no records.
         num_frames, frames, generation: as for `SaliencyCaptioner.caption`.
+        batch_size: most clips that the model takes at once; None: 1, with ``batch_tokens`` any number.
+        batch_tokens: most visual tokens that it takes at once, padding among them, see `ByTokens`.
+        windows: seconds, or "shots"; None: each item is one clip.
         num_workers: reading processes; None: half of the cores, at least 1, at most 8, for a set of photographs 0;
             0: none.
-        time_limit: seconds for reading one clip, then it fails with ``ReadTimeout``; None: `TIME_LIMIT`, or without
-            reading processes none; infinity: none.
+        time_limit: seconds for reading one clip, or for finding the cuts of one minute, then it fails with
+            ``ReadTimeout``; None: `TIME_LIMIT`, or without reading processes none; infinity: none.
         limits: what a file may cost.
         reader: in place of `read_frames`; a function that a new process can import. For a set of photographs it is
             `read_still`.
@@ -109,6 +123,8 @@ def caption_corpus(
     if isinstance(items, CaptionedSet):
         num_frames = items.resolve_num_frames(num_frames, frames)
         if items.stills:
+            if windows is not None:
+                raise ValueError(f"{items.name} holds photographs, which have no windows, got {windows!r}")
             reader = read_still
             num_workers = 0 if num_workers is time_limit is None else num_workers
         items = [Item(str(each.path), each.id, each.start_seconds, each.end_seconds) for each in items.present]
@@ -118,8 +134,7 @@ def caption_corpus(
         raise ValueError(f"shard must be i of n with 1 <= i <= n, got {part} of {parts}")
     if parts > 1 and output is None:
         raise ValueError("shards need an output, in which they are merged")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    windows = None if windows is None else check_windows(windows)
     mine = items[part - 1 :: parts]
     if num_workers is None:
         num_workers = min(8, max(1, (os.cpu_count() or 1) // 2), max(len(mine), 1))
@@ -128,38 +143,82 @@ def caption_corpus(
     with ReaderPool(num_workers, None if time_limit == math.inf else time_limit, limits, reader) as pool:
         if not isinstance(captioner, SaliencyCaptioner):
             captioner = captioner()
-        model = _BatchCaptioner(captioner, num_frames, frames, batch_size, lessen, generation)
+        model = _BatchCaptioner(captioner, num_frames, frames, batch_size, batch_tokens, lessen, generation)
         if output is None:
             outcomes: dict[str, str | None] = {}
-            for record in model.run(mine, pool):
+            todo = _Todo(mine, windows, pool)
+            for record in model.run(todo, pool):
                 outcomes[record["id"]] = record["error_class"]
-                progress(record, len(outcomes), len(mine))
-            return CorpusSummary(len(mine), len(outcomes), count_errors(outcomes.values()), None)
+                progress(record, len(outcomes), todo.total)
+            return CorpusSummary(len(outcomes), len(outcomes), count_errors(outcomes.values()), None)
 
-        output, settings = Path(output), {**model.settings, **(settings or {})}
+        cut = {} if windows is None else {"windows": windows}
+        output, settings = Path(output), {**model.settings, **cut, **(settings or {})}
         files = [part_path(output, number, parts) for number in range(1, parts + 1)]
         if parts > 1 and output.exists() and not overwrite:
             check_settings(output, settings)
         with RecordFile(files[part - 1], settings, overwrite, retry_failed) as file:
             model.succeeded = None in file.outcomes.values()
-            todo = [item for item in mine if item.id not in file.outcomes]
+            todo, done = _Todo(mine, windows, pool, file), 0
             for done, record in enumerate(model.run(todo, pool), 1):
                 file.write(record)
-                if done % batch_size == 0 or done == len(todo):
+                if done % (batch_size or 1) == 0 or done == todo.total:
                     file.sync()
-                progress(record, done, len(todo))
-            errors = count_errors([file.outcomes[item.id] for item in mine])
+                progress(record, done, todo.total)
+            found = [file.outcomes[name] for item in mine for name in file.windows.ids(item.id) or [item.id]]
     if parts == 1:
-        return CorpusSummary(len(mine), len(todo), errors, output)
+        return CorpusSummary(len(found), done, count_errors(found), output)
     if not merge_records(files, output, [item.id for item in items]):
-        return CorpusSummary(len(mine), len(todo), errors, None)
-    errors = count_errors([record["error_class"] for record in read_records(output)])
-    return CorpusSummary(len(items), len(todo), errors, output)
+        return CorpusSummary(len(found), done, count_errors(found), None)
+    found = [record["error_class"] for record in read_records(output)]
+    return CorpusSummary(len(found), done, count_errors(found), output)
 
 
 def part_path(output: Path, part: int, parts: int) -> Path:
     """The file of a shard: ``captions.1-of-4.jsonl``; of the only one, the output itself."""
     return output if parts == 1 else output.with_name(f"{output.stem}.{part}-of-{parts}{output.suffix}")
+
+
+class _Todo:
+    """What there are no records of yet, windows of items being found on the way.
+
+    Attributes:
+        total: how many, as far as is known: of an item that was not looked at yet, one window.
+    """
+
+    def __init__(
+        self, items: Sequence[Item], windows: Windows | None, pool: ReaderPool, file: RecordFile | None = None
+    ) -> None:
+        self._windows, self._pool = windows, pool
+        self._done = {} if file is None else file.outcomes
+        whole = self._done if file is None or windows is None else file.windows
+        self._items = [item for item in items if item.id not in whole]
+        self.total = len(self._items)
+
+    def __iter__(self) -> Iterator[Item]:
+        if self._windows is None:
+            yield from self._items
+            return
+        found = self._find(self._windows)
+        thread = ThreadPoolExecutor(1)
+        try:
+            coming = deque(thread.submit(next, found, None) for _ in range(WINDOWS_AHEAD))
+            while (window := coming.popleft().result()) is not None:
+                coming.append(thread.submit(next, found, None))
+                yield window
+        finally:
+            thread.shutdown(wait=False, cancel_futures=True)
+
+    def _find(self, windows: Windows) -> Iterator[Item]:
+        def call(function: Callable[..., Any], *args: Any) -> Any:
+            return self._pool.call(function, *args).result()
+
+        for item in self._items:
+            self.total -= 1
+            for window in item_windows(item, windows, call):
+                if window.id not in self._done:
+                    self.total += 1
+                    yield window
 
 
 class _BatchCaptioner:
@@ -175,14 +234,20 @@ class _BatchCaptioner:
         captioner: SaliencyCaptioner,
         num_frames: int | None,
         frames: str,
-        batch_size: int,
+        batch_size: int | None,
+        batch_tokens: int | None,
         lessen: bool,
         generation: dict[str, Any],
     ) -> None:
         self.captioner, self.frames, self.lessen, self.generation = captioner, frames, lessen, generation
         self.num_frames = captioner.resolve_num_frames(num_frames)
         self.first_read = captioner.first_read(num_frames, frames)
-        self.batch_size = self.full_batch = batch_size
+        self.batches: BySize | ByTokens
+        if batch_tokens is None:
+            self.batches = BySize(1 if batch_size is None else batch_size)
+        else:
+            mixes, most = captioner.captioner.mixes_lengths, captioner.weighting.max_visual_tokens
+            self.batches = ByTokens(batch_tokens, batch_size, mixes, self.num_frames, most)
         self.succeeded = False
         self.settings = {
             **captioner.describe(frames),
@@ -192,42 +257,68 @@ class _BatchCaptioner:
             **generation,
         }
 
-    def run(self, items: Sequence[Item], pool: ReaderPool) -> Iterator[Record]:
-        """Records of all items; meanwhile the pool reads as many as two batches ahead."""
-        coming = iter(items)
-        ahead: deque[tuple[Item, ClipSource]] = deque()
-        while True:
-            room = 2 * self.batch_size + pool.num_workers - len(ahead)
-            ahead.extend((item, self._source(item, pool)) for item in islice(coming, max(room, 0)))
-            if not ahead:
-                return
-            batch = [ahead.popleft() for _ in range(min(self.batch_size, len(ahead)))]
-            for (item, _), caption in zip(batch, self.caption([clip for _, clip in batch]), strict=True):
-                yield {"id": item.id, **caption.to_dict()}
+    def run(self, items: Iterable[Item], pool: ReaderPool) -> Iterator[Record]:
+        """Records of all items, in their order; meanwhile the pool reads ahead, as far as the batches want it."""
+        coming = (self._read(item, pool) for item in items)
+        waiting: list[ComingClip] = []
+        order: deque[Item] = deque()
+        done: dict[str, Caption] = {}
 
-    def _source(self, item: Item, pool: ReaderPool) -> ClipSource:
+        def read_on() -> bool:
+            if (clip := next(coming, None)) is not None:
+                waiting.append(clip)
+                order.append(clip.item)
+            return clip is not None
+
+        def one_by_one() -> Iterator[ComingClip]:
+            for number in count():
+                if number == len(waiting) and not read_on():
+                    return
+                yield waiting[number]
+
+        while True:
+            while self.batches.wants(waiting, pool.num_workers) and read_on():
+                pass
+            if not waiting:
+                return
+            batch = self.batches.choose(one_by_one())
+            captions = self.caption(batch)
+            waiting = [clip for clip in waiting if clip not in batch]
+            for clip, caption in zip(batch, captions, strict=True):
+                self.batches.learn(clip, caption)
+                read_ms = caption.timings.get("read_ms", 0.0) + clip.waited_ms
+                done[clip.item.id] = replace(caption, timings={**caption.timings, "read_ms": read_ms})
+            while order and order[0].id in done:
+                item = order.popleft()
+                yield {"id": item.id, **item.labels, **done.pop(item.id).to_dict()}
+
+    def _read(self, item: Item, pool: ReaderPool) -> ComingClip:
         count, options = self.first_read
         start, end = item.start_seconds, item.end_seconds
-        future = pool.submit(item.path, count, start, end, **options)
+        future: Future[Frames] = Future()
+        if isinstance(item, Window) and item.error is not None:
+            future.set_exception(item.error)
+        else:
+            future = pool.submit(item.path, count, start, end, **options)
 
         def read(other_count: int, **others: Any) -> Frames:
             if (other_count, others) == (count, options):
                 return future.result()
             return pool.submit(item.path, other_count, start, end, **others).result()
 
-        return ClipSource(item.path, read, start, end)
+        return ComingClip(item, ClipSource(item.path, read, start, end), future)
 
-    def caption(self, clips: Sequence[ClipSource]) -> list[Caption]:
+    def caption(self, clips: Sequence[ComingClip]) -> list[Caption]:
         """A caption for each clip, failed ones too."""
         captions = self._attempt(self.captioner, clips, self.num_frames)
         if isinstance(captions, Exception):
             if isinstance(captions, TypeError | ValueError) and not self.succeeded:
                 raise captions
-            failed = [self.captioner.failed(clip, captions, self.frames) for clip in clips]
+            failed = [self.captioner.failed(clip.source, captions, self.frames) for clip in clips]
             if len(clips) > 1:
                 half = (len(clips) + 1) // 2
                 if _out_of_memory(failed[0]):
-                    self.batch_size = min(self.batch_size, half)
+                    self.batches.shrink(clips[:half])
                 return self.caption(clips[:half]) + self.caption(clips[half:])
             captions = failed
         captions = [
@@ -235,11 +326,11 @@ class _BatchCaptioner:
             for clip, caption in zip(clips, captions, strict=True)
         ]
         self.succeeded |= any(caption.error is None for caption in captions)
-        if self.batch_size < self.full_batch:
-            captions = [_warned(caption, f"batch_size {self.batch_size}") for caption in captions]
+        if (words := self.batches.shrunk) is not None:
+            captions = [_warned(caption, words) for caption in captions]
         return captions
 
-    def _with_less(self, clip: ClipSource, failed: Caption) -> Caption:
+    def _with_less(self, clip: ComingClip, failed: Caption) -> Caption:
         """Caption a clip that alone takes too much memory; ``failed`` where nothing helps."""
         for captioner, num_frames, words in self._lesser():
             captions = self._attempt(captioner, [clip], num_frames)
@@ -264,11 +355,12 @@ class _BatchCaptioner:
             yield captioner, num_frames, ", ".join(filter(None, (words, f"num_frames {num_frames}")))
 
     def _attempt(
-        self, captioner: SaliencyCaptioner, clips: Sequence[ClipSource], num_frames: int
+        self, captioner: SaliencyCaptioner, clips: Sequence[ComingClip], num_frames: int
     ) -> list[Caption] | Exception:
         """Captions, or the error that stopped the batch, without the frames of the stack that hold its memory."""
         try:
-            return captioner.caption_clips(clips, num_frames, self.frames, **self.generation)
+            sources = [clip.source for clip in clips]
+            return captioner.caption_clips(sources, num_frames, self.frames, **self.generation)
         except Exception as error:
             failure = error.with_traceback(None)
         if torch.cuda.is_available():

@@ -38,6 +38,11 @@ class Item:
             ends = [f"{seconds:.10g}" if seconds else "" for seconds in (self.start_seconds, self.end_seconds)]
             object.__setattr__(self, "id", f"{self.path}#t={','.join(ends).rstrip(',')}" if any(ends) else self.path)
 
+    @property
+    def labels(self) -> dict[str, Any]:
+        """What its record says beside its id and caption."""
+        return {}
+
 
 def find_items(
     sources: Iterable[str | os.PathLike[str]],

@@ -93,14 +93,22 @@ def _pyarrow() -> tuple[Any, Any]:
 
 
 def _vtt(records: Iterable[Record], path: Path) -> None:
-    cues = (f"{_cue_times(r, '.')}\n{html.escape(_one_line(r), quote=False)}\n\n" for r in records if _one_line(r))
+    said = _in_time(records)
+    cues = (f"{_cue_times(r, '.')}\n{html.escape(_one_line(r), quote=False)}\n\n" for r in said)
     path.write_text("WEBVTT\n\n" + "".join(cues), encoding="utf-8")
 
 
 def _srt(records: Iterable[Record], path: Path) -> None:
-    said = (record for record in records if _one_line(record))
-    cues = (f"{number}\n{_cue_times(r, ',')}\n{_one_line(r)}\n\n" for number, r in enumerate(said, 1))
+    said = enumerate(_in_time(records), 1)
+    cues = (f"{number}\n{_cue_times(r, ',')}\n{_one_line(r)}\n\n" for number, r in said)
     path.write_text("".join(cues), encoding="utf-8")
+
+
+def _in_time(records: Iterable[Record]) -> list[Record]:
+    """What was said, in the order of its times: a window that was tried again has its record at the end."""
+    return sorted(
+        (record for record in records if _one_line(record)), key=lambda record: record["start_seconds"] or 0.0
+    )
 
 
 def _one_line(record: Record) -> str:

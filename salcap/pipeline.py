@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from os import PathLike
+from os import PathLike, fspath
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from salcap.sampling import FRAME_CHOICES, choose_frames, presample_size, take_f
 from salcap.video import read_frames
 from salcap.views import finer, make_views, view_size
 from salcap.weighting.zoom import cut_maps, zoom_boxes
+from salcap.windows import Windows, cut_windows
 
 DEFAULT_NUM_FRAMES = 8
 PRESAMPLE_SIDE = 224  # pixels, for backbones that state no size of their own
@@ -212,6 +213,18 @@ class SaliencyCaptioner:
             raise TypeError(f"caption_batch takes a list of videos, got one: {videos!r}")
         clips = [self._source(video, start_seconds, end_seconds) for video in videos]
         return self._caption(clips, num_frames, frames, generation, raising=False)
+
+    def caption_windows(
+        self,
+        video: str | PathLike[str],
+        windows: Windows,
+        start_seconds: float | None = None,
+        end_seconds: float | None = None,
+        **options: Any,
+    ) -> Iterator[Caption]:
+        """Caption a long file window by window, as `cut_windows` cuts it; options and errors as for `caption`."""
+        for start, end in cut_windows(fspath(video), windows, start_seconds, end_seconds):
+            yield self.caption(video, start_seconds=start, end_seconds=end, **options)
 
     def caption_clips(
         self, clips: Sequence[ClipSource], num_frames: int | None = None, frames: str = "uniform", **generation: Any

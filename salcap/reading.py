@@ -1,8 +1,8 @@
 """ReaderPool: videos are read ahead, in processes that can be killed, so that a codec's crash costs one video.
 
-A process gets requests as JSON lines on its standard input and answers with a JSON line and raw pixels. Nothing is
-unpickled: a codec taken over by a crafted file has no way into this process. It ends when its input does, in the
-middle of a file too, so that none outlives a run that is killed.
+A process gets requests as JSON lines on its standard input and answers with a JSON line, and raw pixels where it has
+read frames. Nothing is unpickled: a codec taken over by a crafted file has no way into this process. It ends when its
+input does, in the middle of a file too, so that none outlives a run that is killed.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class ReaderPool:
         self._limits, self._reader = limits, reader
         self.num_workers = num_workers
         self._threads = ThreadPoolExecutor(max(num_workers, 1))
-        self._workers = [_Worker(reader, time_limit, limits.max_bytes) for _ in range(num_workers)]
+        self._workers = [_Worker(time_limit, limits.max_bytes) for _ in range(num_workers)]
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         for worker in self._workers:
             self._idle.put(worker)
@@ -85,12 +85,26 @@ class ReaderPool:
 
     def submit(self, path: str, count: int, start: float | None, end: float | None, **options: Any) -> Future[Frames]:
         """Read ``count`` frames of a clip; the future raises a `ReadError` where that fails."""
+        return self.call(self._reader, path, count, start, end, **options)
+
+    def call(self, function: Callable[..., Any], path: str, *args: Any, **options: Any) -> Future[Any]:
+        """Have another function look at a file, under the same limits: it takes them as ``limits``.
+
+        Args:
+            function: one that a new process can import, whose arguments and result, unless that is `Frames`, are
+                JSON-ready.
+        """
         if not self._workers:
-            return self._threads.submit(self._reader, path, count, start, end, limits=self._limits, **options)
-        request = {"args": [path, count, start, end], "options": options, "limits": asdict(self._limits)}
+            return self._threads.submit(function, path, *args, limits=self._limits, **options)
+        request = {
+            "function": f"{function.__module__}:{function.__qualname__}",
+            "args": [path, *args],
+            "options": options,
+            "limits": asdict(self._limits),
+        }
         return self._threads.submit(self._read, request)
 
-    def _read(self, request: dict[str, Any]) -> Frames:
+    def _read(self, request: dict[str, Any]) -> Any:
         worker = self._idle.get()
         try:
             return worker.read(request)
@@ -101,16 +115,15 @@ class ReaderPool:
 class _Worker:
     """One reading process, started again after its death."""
 
-    def __init__(self, reader: Callable[..., Frames], time_limit: float | None, max_bytes: int) -> None:
-        self._reader, self._time_limit, self._max_bytes = reader, time_limit, max_bytes
+    def __init__(self, time_limit: float | None, max_bytes: int) -> None:
+        self._time_limit, self._max_bytes = time_limit, max_bytes
         self._closed = False
         self._start()
 
     def _start(self) -> None:
-        name = f"{self._reader.__module__}:{self._reader.__qualname__}"
         self._ready = False
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "salcap.reading", name, str(MEMORY_BYTES)],
+            [sys.executable, "-m", "salcap.reading", str(MEMORY_BYTES)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -124,7 +137,7 @@ class _Worker:
         self._process.kill()
         self._process.wait()
 
-    def read(self, request: dict[str, Any]) -> Frames:
+    def read(self, request: dict[str, Any]) -> Any:
         if self._process.poll() is not None:
             self._start()
         answers, requests = self._process.stdout, self._process.stdin
@@ -142,7 +155,7 @@ class _Worker:
             requests.flush()
             answer = json.loads(answers.readline())
             pixels = bytearray()
-            if "error_class" not in answer:
+            if "num_bytes" in answer:
                 pixels = _read_exactly(answers, answer.pop("num_bytes"), self._max_bytes)
         except (EOFError, OSError, ValueError):  # no whole answer: the process is gone
             self._process.kill()
@@ -159,6 +172,8 @@ class _Worker:
                 self._process.wait()
         if "error_class" in answer:
             raise ReadError(answer["error_class"], answer["message"])
+        if "result" in answer:
+            return answer["result"]
         shape, clip = answer.pop("shape"), answer.pop("clip_seconds")
         return Frames(
             torch.frombuffer(pixels, dtype=torch.uint8).reshape(shape),
@@ -189,12 +204,16 @@ def _read_exactly(file: Any, num_bytes: int, max_bytes: int) -> bytearray:
     return buffer
 
 
-def _answer(reader: Callable[..., Frames], request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     options = {name: tuple(value) if name == "size" else value for name, value in request["options"].items()}
+    module, _, name = request["function"].partition(":")
     try:
-        frames = reader(*request["args"], limits=VideoLimits(**request["limits"]), **options)
+        function = getattr(import_module(module), name)
+        frames = function(*request["args"], limits=VideoLimits(**request["limits"]), **options)
     except Exception as error:
         return {"error_class": type(error).__name__, "message": str(error) or type(error).__name__}, b""
+    if not isinstance(frames, Frames):
+        return {"result": frames}, b""
     pixels = frames.pixels.contiguous().numpy().tobytes()
     header = {
         "num_bytes": len(pixels),
@@ -207,7 +226,7 @@ def _answer(reader: Callable[..., Frames], request: dict[str, Any]) -> tuple[dic
     return header, pixels
 
 
-def _serve(reader: Callable[..., Frames], answers: BinaryIO) -> None:
+def _serve(answers: BinaryIO) -> None:
     """Answer requests until standard input ends, which ends the process at once."""
     requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
@@ -220,7 +239,7 @@ def _serve(reader: Callable[..., Frames], answers: BinaryIO) -> None:
     answers.write(b"ready\n")
     answers.flush()
     for line in iter(requests.get, None):
-        header, pixels = _answer(reader, json.loads(line))
+        header, pixels = _answer(json.loads(line))
         answers.write(json.dumps(header).encode() + b"\n")
         answers.write(pixels)
         answers.flush()
@@ -232,9 +251,8 @@ def _main() -> None:
     if sys.platform == "linux":
         import resource
 
-        resource.setrlimit(resource.RLIMIT_DATA, (int(sys.argv[2]),) * 2)
-    module, _, name = sys.argv[1].partition(":")
-    _serve(getattr(import_module(module), name), answers)
+        resource.setrlimit(resource.RLIMIT_DATA, (int(sys.argv[1]),) * 2)
+    _serve(answers)
 
 
 if __name__ == "__main__":

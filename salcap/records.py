@@ -12,8 +12,33 @@ from typing import Any
 Record = dict[str, Any]
 
 
+class WindowTally:
+    """Which items, cut into windows, have a record for each of them.
+
+    The records of windows have the keys ``video``, the item's id, ``window``, a number from 1, and ``is_last_window``.
+    """
+
+    def __init__(self) -> None:
+        self._ids: dict[str, dict[int, str]] = {}
+        self._last: dict[str, int] = {}
+
+    def add(self, record: Record) -> None:
+        if "video" in record:
+            self._ids.setdefault(record["video"], {})[record["window"]] = record["id"]
+            if record["is_last_window"]:
+                self._last[record["video"]] = record["window"]
+
+    def __contains__(self, item: str) -> bool:
+        return self.ids(item) is not None
+
+    def ids(self, item: str) -> list[str] | None:
+        """Ids of the records of an item's windows, in order; None as long as some are missing."""
+        found = self._ids.get(item, {})
+        return [found[number] for number in sorted(found)] if self._last.get(item) == len(found) else None
+
+
 class RecordFile:
-    """One record for each item, by its ``id``; a failed item's record has an ``error_class``.
+    """One record for each item, or each of its windows, by its ``id``; a failed one has an ``error_class``.
 
     Beside ``captions.jsonl`` lies ``captions.jsonl.settings``: the settings of the run, and the lock that keeps a
     second run away while this one works. Nothing is replaced or made before the first record is written.
@@ -25,6 +50,7 @@ class RecordFile:
 
     Attributes:
         outcomes: id -> None, or the class of its error, of every record.
+        windows: of the items that were cut into windows.
 
     Raises:
         ValueError: the file is another run's at this moment, or was made with other settings, or is no run's at all.
@@ -36,6 +62,7 @@ class RecordFile:
     ) -> None:
         self.path, self.settings = Path(path), json.loads(json.dumps(settings))
         self.outcomes: dict[str, str | None] = {}
+        self.windows = WindowTally()
         self._file: int | None = None
         self._size = 0
         self._fresh = overwrite or not self.path.exists()
@@ -80,7 +107,11 @@ class RecordFile:
             kept = f"its {len(self.outcomes)} records are whole, and the same command goes on with them"
             raise OSError(error.errno, f"cannot write {self.path}: {os.strerror(error.errno or 0)}; {kept}") from error
         self._size += len(line)
+        self._note(record)
+
+    def _note(self, record: Record) -> None:
         self.outcomes[record["id"]] = record["error_class"]
+        self.windows.add(record)
 
     def sync(self) -> None:
         """Have the system write to the disk itself, against loss of power."""
@@ -102,12 +133,14 @@ class RecordFile:
                 self._size += len(line)
             file.truncate(self._size)
         for record in read_records(self.path):
-            self.outcomes[record["id"]] = record["error_class"]
+            self._note(record)
         failed = {item for item, error in self.outcomes.items() if error is not None}
         if retry_failed and failed:
             kept = (record for record in read_records(self.path) if record["id"] not in failed)
             self._size = _replace_records(self.path, kept)
-            self.outcomes = {item: None for item in self.outcomes if item not in failed}
+            self.outcomes, self.windows = {}, WindowTally()
+            for record in read_records(self.path):
+                self._note(record)
 
 
 def read_records(path: str | Path) -> Iterator[Record]:
@@ -128,7 +161,7 @@ def read_records(path: str | Path) -> Iterator[Record]:
 
 
 def merge_records(parts: Sequence[Path], path: Path, ids: Collection[str]) -> bool:
-    """Write the records of a run's parts to one file, in the order of ``ids``, once there is one for each.
+    """Write the records of a run's parts to one file, in the order of the items' ``ids``, once all are there.
 
     Any part may call it when it is done; the last one finds all complete.
 
@@ -142,6 +175,7 @@ def merge_records(parts: Sequence[Path], path: Path, ids: Collection[str]) -> bo
         return False
     settings = _read_settings(parts[0])
     places: dict[str, tuple[int, int]] = {}
+    windows = WindowTally()
     files = [part.open("rb") for part in parts]
     try:
         for number, (part, file) in enumerate(zip(parts, files, strict=True)):
@@ -149,8 +183,11 @@ def merge_records(parts: Sequence[Path], path: Path, ids: Collection[str]) -> bo
             at = 0
             for line in file:
                 if line.endswith(b"\n"):  # another process may be writing
-                    places[json.loads(line)["id"]] = (number, at)
+                    record = json.loads(line)
+                    places[record["id"]] = (number, at)
+                    windows.add(record)
                 at += len(line)
+        ids = [name for item in ids for name in windows.ids(item) or [item]]
         if not places.keys() >= set(ids):
             return False
         try:

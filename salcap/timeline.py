@@ -18,6 +18,7 @@ import numpy as np
 MAX_ERRORS = 1000  # in a row, then the rest of the file is given up
 SNAP_COST = 48  # frames: what costs less to decode is never moved to a keyframe
 SNAP_SHARE = Fraction(1, 4)  # of the interval between frames: the most that one is moved
+ROUNDING = Fraction(1, 10**6)  # seconds: a clip that starts with a frame starts no earlier, whatever floats make of it
 
 Ticks = int
 Timed = tuple[Ticks, Any]  # a decoded frame after the time at which it comes on screen
@@ -115,12 +116,17 @@ class Timeline(ABC):
                 raise ValueError(f"{name} must be a time from the start of the video, 0 or later, got {value}")
         if end_seconds is not None and end_seconds <= (start_seconds or 0):
             raise ValueError(f"end_seconds must be later than start_seconds, got {start_seconds} to {end_seconds}")
-        start = self.origin + Fraction(start_seconds or 0) / self.time_base
+        start = self._ticks(start_seconds or 0)
         if start >= self.end:
             duration = self.seconds(self.end)
             raise ValueError(f"start_seconds {start_seconds} is beyond the end of the video, {duration:.3f} s")
         end = Fraction(self.end)
-        return start, end if end_seconds is None else min(end, self.origin + Fraction(end_seconds) / self.time_base)
+        return start, end if end_seconds is None else min(end, self._ticks(end_seconds))
+
+    def _ticks(self, seconds: float) -> Fraction:
+        """Ticks of a time from the start of the video: whole ones where it is the time of a frame, rounded."""
+        exact = self.origin + Fraction(seconds) / self.time_base
+        return Fraction(round(exact)) if abs(round(exact) - exact) * self.time_base <= ROUNDING else exact
 
     def seconds(self, ticks: Ticks | Fraction) -> float:
         """Seconds from the start of the video."""

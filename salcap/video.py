@@ -28,7 +28,7 @@ from salcap.timeline import MAX_ERRORS, Ticks, Timed, Timeline, spread_times
 from salcap.video_info import VideoDecodeError, VideoInfo, VideoLimits
 from salcap.video_open import FAILURES, VideoPath, decoder_log, open_container, words_of
 
-__all__ = ["VideoDecodeError", "VideoInfo", "VideoLimits", "probe", "read_frames"]
+__all__ = ["VideoDecodeError", "VideoInfo", "VideoLimits", "probe", "read_frames", "stream_frames"]
 
 MAX_THREADS = 4  # each decoding thread holds a frame, and after a seek wastes one
 DEFAULT_LIMITS = VideoLimits()
@@ -137,6 +137,26 @@ def read_frames(
             clip_seconds=(video.seconds(start), video.seconds(end)),
             warnings=video.warnings(),
         )
+
+
+def stream_frames(
+    path: VideoPath,
+    start_seconds: float | None = None,
+    end_seconds: float | None = None,
+    *,
+    size: tuple[int, int],
+    limits: VideoLimits = DEFAULT_LIMITS,
+) -> Iterator[tuple[float, np.ndarray]]:
+    """Decode every frame of a clip, one in memory at a time: when it comes on screen, and (height, width, 3) uint8 RGB.
+
+    Args, errors: as `read_frames`. Frames that do not decode are left out.
+    """
+    with _Video(path, limits) as video:
+        video.scale_to(size, None, 1)
+        start, end = video.clip(start_seconds, end_seconds)
+        for timed in video.all_frames(start, end):
+            for ticks, picture in video.read([timed], end).items():
+                yield video.seconds(ticks), picture
 
 
 class _Video(Timeline):

@@ -31,26 +31,33 @@ ROWS = (
         "outputs",
         "saliency",
         "sampling",
+        "shots",
         "stills",
         "video",
         "video_open",
         "views",
         "weighting",
+        "windows",
     ),
     ("pipeline", "reading"),
-    ("corpus", "demo", "distill", "doctor", "evaluation", "inspection", "training"),
+    ("batching", "corpus", "demo", "distill", "doctor", "evaluation", "inspection", "training"),
     ("cli",),
     ("__init__", "__main__", "_transformers_hook"),
 )
 SIDEWAYS = {
     ("captioners", "weighting"),
+    ("corpus", "batching"),
     ("evaluation", "doctor"),  # a receipt states versions
     ("evaluation", "corpus"),  # captions of a data set come by the corpus code path
     ("training", "evaluation"),  # validation uses the one scorer
     ("distill", "evaluation"),
     ("__init__", "_transformers_hook"),
     ("__main__", "cli"),
+    ("shots", "video"),
     ("video", "video_open"),
+    ("windows", "manifest"),
+    ("windows", "shots"),
+    ("windows", "video"),
 }
 RANK = {room: rank for rank, rooms in enumerate(ROWS) for room in rooms}
 

@@ -293,6 +293,25 @@ def test_caption_goes_on_with_its_output_and_exports_it(folder, clips, tmp_path)
     assert len(out.read_text().splitlines()) == 4
 
 
+def test_caption_in_windows_makes_one_list_of_cues(folder, clips, tmp_path):
+    out, cues = tmp_path / "out.jsonl", tmp_path / "out.vtt"
+    options = ("--model", folder, "--num-frames", 1, "--workers", 0, "--windows", 2.5)
+    result = run("caption", SAMPLE, *options, "--batch-tokens", 64, "--output", out, "--export", cues)
+    assert result.exit_code == 0, result.output
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line.split("\t")[0] for line in result.stdout.splitlines()] == [f"{SAMPLE}#{n}" for n in (1, 2, 3)]
+    times = ("00:00:00.000 --> 00:00:02.500", "00:00:02.500 --> 00:00:05.000", "00:00:05.000 --> 00:00:06.000")
+    expected = [f"{time}\n{record['caption']}\n\n" for time, record in zip(times, records, strict=True)]
+    assert cues.read_text() == "WEBVTT\n\n" + "".join(expected)
+    again = run("caption", SAMPLE, *options, "--output", out)
+    assert "3 of 3 windows were done before" in again.stderr
+    assert run("caption", SAMPLE, *options, "--output", tmp_path / "at-once.vtt").exit_code == 0
+    assert (tmp_path / "at-once.vtt").read_text() == cues.read_text()
+    several = run("caption", clips, *options, "--output", tmp_path / "b.jsonl", "--export", tmp_path / "b.vtt")
+    assert several.exit_code == 2
+    assert ".vtt subtitles belong to one video, got 3" in several.stderr
+
+
 def test_caption_takes_a_data_set(folder, clips, tmp_path):
     rows = [{"video": f"{name}.mp4", "id": name, "captions": ["x"]} for name in ("a", "b", "lost")]
     (clips / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -330,7 +349,9 @@ def test_caption_in_shards(folder, clips, tmp_path, monkeypatch, launched):
         (("--shard", "3/2", "--output", "x.jsonl"), "got 3 of 2"),
         (("--shard", "1/2"), "shards need an output"),
         (("--export", "x.csv"), "give --output with a .jsonl file"),
-        (("--export", "x.vtt", "--output", "x.jsonl"), "allowed: .csv, .json, .parquet"),
+        (("--export", "x.doc", "--output", "x.jsonl"), "allowed: .csv, .json, .parquet, .vtt, .srt"),
+        (("--windows", "scenes"), "windows must be a number of seconds above 0, or 'shots', got 'scenes'"),
+        (("--batch-tokens", "0"), "Invalid value for '--batch-tokens'"),
         (("--dataset", "videos"), "give videos or --dataset, got"),
         (("--split", "val"), "--root and --split belong to --dataset"),
     ],

@@ -32,6 +32,13 @@ def test_srt(tmp_path):
     assert (tmp_path / "out.srt").read_text(encoding="utf-8") == f"1\n{cue}2\n{cue}"
 
 
+@pytest.mark.parametrize("suffix", [".vtt", ".srt"])
+def test_cues_are_in_the_order_of_their_times(tmp_path, suffix):
+    export_records(records(GOOD, SLY, BAD), tmp_path / f"out{suffix}")
+    text = (tmp_path / f"out{suffix}").read_text(encoding="utf-8")
+    assert text.index("one 00:00:00") < text.index("caf\u00e9")
+
+
 @pytest.mark.parametrize("suffix, arrow", [(".vtt", "--&gt;"), (".srt", "-->")])
 def test_a_caption_makes_no_cue_of_its_own(tmp_path, suffix, arrow):
     export_records(records(SLY), tmp_path / f"out{suffix}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,9 @@ from video_factory import ROOT, make_video
 
 import salcap.reading
 from salcap.reading import ReaderPool, ReadError
+from salcap.shots import find_cuts
 from salcap.video import VideoLimits, read_frames
+from salcap.windows import video_seconds
 
 LIMITS = VideoLimits()
 
@@ -64,7 +67,8 @@ def test_a_process_does_not_outlive_the_run(odd_pool: ReaderPool) -> None:
     assert odd_pool.submit("good.mp4", 1, None, None).result()
     (worker,) = odd_pool._workers
     process = worker._process
-    process.stdin.write(b'{"args": ["hang.mp4", 1, null, null], "options": {}, "limits": {}}\n')
+    request = {"function": "odd_readers:read", "args": ["hang.mp4", 1, None, None], "options": {}, "limits": {}}
+    process.stdin.write(json.dumps(request).encode() + b"\n")
     process.stdin.close()
     assert process.wait(timeout=60) == 0
 
@@ -94,6 +98,25 @@ def test_a_header_that_takes_all_memory_is_an_error(tmp_path: Path, monkeypatch:
         assert "bomb.mp4" in str(caught.value)
         assert caught.value.error_class != "ReadTimeout"
         assert len(pool.submit(str(tmp_path / "a.mp4"), 2, None, None).result()) == 2
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_other_functions_look_at_a_file_there_too(workers: int) -> None:
+    sample = str(ROOT / "data" / "sample.mp4")
+    with ReaderPool(workers, limits=VideoLimits(max_seconds=9)) as pool:
+        assert pool.call(video_seconds, sample).result() == video_seconds(sample) == pytest.approx(6.0)
+        assert pool.call(find_cuts, sample, 0.0, 6.0).result() == []
+    with ReaderPool(workers, limits=VideoLimits(max_seconds=5)) as pool:
+        with pytest.raises(RuntimeError, match="6 s long, at most 5 s are read") as caught:
+            pool.call(video_seconds, sample).result()
+        assert getattr(caught.value, "error_class", "VideoDecodeError") == "VideoDecodeError"
+
+
+def test_a_search_that_takes_too_long_is_ended() -> None:
+    with ReaderPool(1, time_limit=2.0) as pool:
+        with pytest.raises(ReadError) as caught:
+            pool.call(odd_readers.read, "hang.mp4", 1, None, None).result()
+        assert caught.value.error_class == "ReadTimeout"
 
 
 def test_without_a_process_there_is_no_time_limit() -> None:

@@ -107,6 +107,22 @@ def make_video(
     return path
 
 
+def make_shots(path: Path, lengths: Sequence[int], *, fps: int = 25, size: tuple[int, int] = (64, 96)) -> Path:
+    """Encode shots of so many frames, each a blurred pattern of its own that drifts."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps, options={"threads": "1", "preset": "veryfast"})
+        stream.height, stream.width = size
+        stream.pix_fmt = "yuv420p"
+        for shot, length in enumerate(lengths):
+            coarse = np.random.default_rng(shot).integers(0, 256, (size[0] // 16, size[1] // 16, 3), dtype=np.uint8)
+            pattern = av.VideoFrame.from_ndarray(coarse, format="rgb24").reformat(*size[::-1]).to_ndarray()
+            for number in range(length):
+                picture = np.ascontiguousarray(np.roll(pattern, number, axis=1))
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
 def _add_sound(container: Any, stream: Any, seconds: float) -> None:
     """Mux a quiet tone of ``seconds`` after the picture."""
     for start in range(0, int(seconds * 48000), 960):

@@ -37,6 +37,7 @@ class Captioner(Protocol):
         name, revision: the model's id or path and its commit.
         modes: modes of `Weighting` that this architecture can honour (always with "none").
         early_pruning: True where ``prune`` acts before the vision encoder.
+        mixes_lengths: whether clips of different numbers of frames share a call of the model.
         max_frames: most frames a clip may have, each view of mode "zoom" being one; None where there is no limit.
         read_options: arguments for `salcap.read_frames` that scale frames while decoding to the size this model
             reads: ``{"size": (H, W)}`` or ``{"shortest_side": n}``.
@@ -48,6 +49,7 @@ class Captioner(Protocol):
     revision: str | None
     modes: frozenset[str]
     early_pruning: bool
+    mixes_lengths: bool
     max_frames: int | None
     read_options: dict[str, Any]
     default_saliency: str

@@ -93,6 +93,7 @@ class CaptionerFamily(ABC):
     # a family that encodes frames one by one adds "zoom", whose views are frames to it
     modes: frozenset[str] = frozenset({"none", "scale", "bias", "prune"})
     early_pruning: bool = True
+    mixes_lengths: bool = False
     max_frames: int | None = None
     fixed_tokens: bool = False  # whether a clip has the same number of visual tokens whatever is pruned
     num_extra_tokens: int = 0  # visual tokens that belong to no frame

@@ -61,16 +61,27 @@ def caption(
     model: Model = "salcap-mini",
     revision: Revision = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    windows: Annotated[
+        str | None, typer.Option(help="Caption each video in windows: of so many seconds, or shots, from cut to cut.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="A .jsonl file, with which the same command goes on; of one video .vtt or .srt.")
     ] = None,
     export: Annotated[
-        list[Path] | None, typer.Option(help="When all is done, write the records as .csv, .json (COCO) or .parquet.")
+        list[Path] | None,
+        typer.Option(
+            help="When all is done, write the records as .csv, .json (COCO) or .parquet; of one video .vtt or .srt."
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing output file.")] = False,
     recursive: Annotated[bool, typer.Option(help="Also videos in folders below.")] = False,
     retry_failed: Annotated[bool, typer.Option(help="Caption again what failed in earlier runs.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Clips that the model takes at once.")] = 1,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Most clips that the model takes at once; default: 1, or any with tokens.")
+    ] = None,
+    batch_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Most visual tokens that the model takes at once, padding among them.")
+    ] = None,
     workers: Workers = None,
     time_limit: Annotated[
         float | None, typer.Option(min=0.001, help="Seconds for reading one clip; default: 300 where processes read.")
@@ -94,7 +105,7 @@ def caption(
             check_output(output, (".jsonl", *SUBTITLES), num_items, overwrite)
         keeps = output is not None and output.suffix == ".jsonl"
         for path in exports:
-            check_output(path, (".csv", ".json", ".parquet"), num_items, overwrite)
+            check_output(path, (".csv", ".json", ".parquet", *SUBTITLES), num_items, overwrite)
         if exports and not keeps:
             raise ValueError(f"--export {exports[0]} is made of the records: give --output with a .jsonl file")
 
@@ -118,7 +129,12 @@ def caption(
                 if as_json:
                     print(json.dumps(record, ensure_ascii=False), flush=True)
                 elif record["caption"] is not None:
-                    print(record["caption"] if num_items == 1 else f"{record['id']}\t{record['caption']}", flush=True)
+                    print(
+                        record["caption"]
+                        if num_items == 1 and windows is None
+                        else f"{record['id']}\t{record['caption']}",
+                        flush=True,
+                    )
                 if output is not None and not keeps:
                     said.append(record)
 
@@ -130,7 +146,9 @@ def caption(
                     num_frames=num_frames,
                     frames=frames,
                     batch_size=batch_size,
-                    num_workers=0 if num_items == 1 and workers is time_limit is None else workers,
+                    batch_tokens=batch_tokens,
+                    windows=windows,
+                    num_workers=0 if num_items == 1 and windows is None and workers is time_limit is None else workers,
                     time_limit=time_limit,
                     shard=(part, parts),
                     overwrite=overwrite,
@@ -146,11 +164,12 @@ def caption(
         if summary.records is not None:
             for path in exports:
                 export_records(read_records(summary.records), path)
+    kind = "videos" if windows is None else "windows"
     if summary.num_new < summary.num_items:
-        say(f"{summary.num_items - summary.num_new} of {summary.num_items} videos were done before or by others")
+        say(f"{summary.num_items - summary.num_new} of {summary.num_items} {kind} were done before or by others")
     if summary.errors:
         classes = ", ".join(f"{name} {count}" for name, count in summary.errors.items())
-        say(f"{summary.num_failed} of {summary.num_items} videos failed: {classes}")
+        say(f"{summary.num_failed} of {summary.num_items} {kind} failed: {classes}")
     missing = items.missing if isinstance(items, CaptionedSet) else {}
     if isinstance(items, CaptionedSet) and missing:
         say(f"error: {describe_missing(missing, items)}")
