@@ -65,6 +65,8 @@ register_when_imported()
 
 
 def __getattr__(name: str) -> Any:
+    if name == "ray":  # the module; Ray itself is imported where it is used
+        return import_module("salcap.ray")
     if name not in _HOMES:
         raise AttributeError(f"module 'salcap' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -47,13 +47,14 @@ class CorpusSummary:
             them. Of items that are cut into windows, the windows.
         num_new: captioned or failed in this run.
         errors: how many failed, by class of error.
-        records: the file with the records of all shards; None without output, and as long as other shards lack some.
+        records: the file with the records of all shards; None without output, and as long as other shards lack some. Of
+            `salcap.ray.caption_dataset` the folder.
     """
 
     num_items: int
     num_new: int
     errors: dict[str, int]
-    records: Path | None
+    records: Path | str | None
 
     @property
     def num_failed(self) -> int:
@@ -138,12 +139,10 @@ def caption_corpus(
     mine = items[part - 1 :: parts]
     if num_workers is None:
         num_workers = min(8, max(1, (os.cpu_count() or 1) // 2), max(len(mine), 1))
-    if time_limit is None and num_workers:
-        time_limit = TIME_LIMIT
-    with ReaderPool(num_workers, None if time_limit == math.inf else time_limit, limits, reader) as pool:
+    with open_readers(num_workers, time_limit, limits, reader) as pool:
         if not isinstance(captioner, SaliencyCaptioner):
             captioner = captioner()
-        model = _BatchCaptioner(captioner, num_frames, frames, batch_size, batch_tokens, lessen, generation)
+        model = BatchCaptioner(captioner, num_frames, frames, batch_size, batch_tokens, lessen, generation)
         if output is None:
             outcomes: dict[str, str | None] = {}
             todo = _Todo(mine, windows, pool)
@@ -172,6 +171,18 @@ def caption_corpus(
         return CorpusSummary(len(found), done, count_errors(found), None)
     found = [record["error_class"] for record in read_records(output)]
     return CorpusSummary(len(found), done, count_errors(found), output)
+
+
+def open_readers(
+    num_workers: int,
+    time_limit: float | None,
+    limits: VideoLimits = DEFAULT_LIMITS,
+    reader: Callable[..., Frames] = read_frames,
+) -> ReaderPool:
+    """A pool of reading processes; arguments as for `caption_corpus`."""
+    if time_limit is None and num_workers:
+        time_limit = TIME_LIMIT
+    return ReaderPool(num_workers, None if time_limit == math.inf else time_limit, limits, reader)
 
 
 def part_path(output: Path, part: int, parts: int) -> Path:
@@ -221,7 +232,7 @@ class _Todo:
                     yield window
 
 
-class _BatchCaptioner:
+class BatchCaptioner:
     """Captions batches, and smaller ones or with less to see where memory runs out.
 
     Attributes:

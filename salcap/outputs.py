@@ -33,7 +33,7 @@ def check_output(path: str | Path, allowed: tuple[str, ...], num_items: int, ove
     if path.exists() and not overwrite and path.suffix != ".jsonl":
         raise ValueError(f"output {path} exists; name another or pass --overwrite")
     if path.suffix == ".parquet":
-        _pyarrow()
+        import_pyarrow()
     return path
 
 
@@ -75,7 +75,7 @@ def _inert(cell: Any) -> Any:
 
 
 def _parquet(records: Iterable[Record], path: Path) -> None:
-    arrow, parquet = _pyarrow()
+    arrow, parquet = import_pyarrow()
     kinds = {name: arrow.string() for name in COLUMNS} | dict.fromkeys(
         ("start_seconds", "end_seconds", "score"), arrow.float64()
     )
@@ -83,7 +83,7 @@ def _parquet(records: Iterable[Record], path: Path) -> None:
     parquet.write_table(arrow.Table.from_pylist(rows, arrow.schema(list(kinds.items()))), path)
 
 
-def _pyarrow() -> tuple[Any, Any]:
+def import_pyarrow() -> tuple[Any, Any]:
     try:
         import pyarrow
         import pyarrow.parquet

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ class RecordFile:
         if self._file is None:
             self._begin()
         assert self._file is not None
-        line = (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "replace")
+        line = to_line(record)
         try:
             left = memoryview(line)
             while left:
@@ -150,14 +150,23 @@ def read_records(path: str | Path) -> Iterator[Record]:
         ValueError: a line that is no record; the message names it.
     """
     with Path(path).open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                record = json.loads(line)
-                if not isinstance(record["id"], str) or "error_class" not in record:
-                    raise KeyError
-            except (ValueError, KeyError, TypeError):
-                raise ValueError(f"{path}, line {number} is no record of a run: {line[:80]!r}") from None
-            yield record
+        yield from parse_records(file, path)
+
+
+def parse_records(lines: Iterable[str], name: str | Path) -> Iterator[Record]:
+    """As `read_records`, of lines; ``name`` is for the message."""
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            if not isinstance(record["id"], str) or "error_class" not in record:
+                raise KeyError
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{name}, line {number} is no record of a run: {line[:80]!r}") from None
+        yield record
+
+
+def to_line(record: Record) -> bytes:
+    return (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "replace")
 
 
 def merge_records(parts: Sequence[Path], path: Path, ids: Collection[str]) -> bool:
@@ -221,9 +230,9 @@ def _replace_records(path: Path, records: Iterator[Record]) -> int:
     """Put records in a file's place at once; returns its size."""
     partial = path.with_name(f"{path.name}.partial")
     try:
-        with partial.open("w", encoding="utf-8", errors="replace") as file:
+        with partial.open("wb") as file:
             for record in records:
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                file.write(to_line(record))
             file.flush()
             os.fsync(file.fileno())
             size = os.fstat(file.fileno()).st_size
@@ -268,12 +277,19 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 
 def check_settings(path: Path, settings: dict[str, Any]) -> None:
-    stored = _read_settings(path)
+    compare_settings(path, _read_settings(path), settings)
+
+
+def compare_settings(output: Path | str, stored: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Refuse to go on with an output that was made with other settings.
+
+    Raises:
+        ValueError: the message names the first that differs.
+    """
     missing = object()
     for name in sorted(stored.keys() | settings.keys()):
         before, now = stored.get(name, missing), settings.get(name, missing)
         if before != now:
             words = ", now ".join("none" if value is missing else repr(value) for value in (before, now))
-            raise ValueError(
-                f"output {path} was made with other settings ({name}: {words}); name another, or delete or overwrite it"
-            )
+            advice = "name another, or delete or overwrite it"
+            raise ValueError(f"output {output} was made with other settings ({name}: {words}); {advice}")

@@ -39,8 +39,8 @@ ROWS = (
         "weighting",
         "windows",
     ),
-    ("pipeline", "reading"),
-    ("batching", "corpus", "demo", "distill", "doctor", "evaluation", "inspection", "training"),
+    ("pipeline", "reading", "record_parts"),
+    ("batching", "corpus", "demo", "distill", "doctor", "evaluation", "inspection", "ray", "training"),
     ("cli",),
     ("__init__", "__main__", "_transformers_hook"),
 )
@@ -49,6 +49,7 @@ SIDEWAYS = {
     ("corpus", "batching"),
     ("evaluation", "doctor"),  # a receipt states versions
     ("evaluation", "corpus"),  # captions of a data set come by the corpus code path
+    ("ray", "corpus"),
     ("training", "evaluation"),  # validation uses the one scorer
     ("distill", "evaluation"),
     ("__init__", "_transformers_hook"),
@@ -65,6 +66,7 @@ RANK = {room: rank for rank, rooms in enumerate(ROWS) for room in rooms}
 OWNERS = {
     "accelerate": ("distill/", "training/"),
     "av": ("video.py", "video_open.py"),
+    "fsspec": ("record_parts.py",),
     "pycocoevalcap": ("evaluation/captions.py",),
     "transformers": ("captioners/", "training/"),
     "typer": ("cli/",),

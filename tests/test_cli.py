@@ -342,6 +342,24 @@ def test_caption_in_shards(folder, clips, tmp_path, monkeypatch, launched):
     ]
 
 
+def test_two_processes_of_accelerate_make_the_records_of_one(folder, clips, tmp_path, monkeypatch):
+    outs = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    command = ("caption", clips / "?.mp4", "--model", folder, "--num-frames", 1, "--workers", 0, "--output")
+    launch = (
+        *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
+        *("--main_process_port", "0", "-m", "salcap", *map(str, (*command, outs[1]))),
+    )
+    launched = subprocess.run(launch, capture_output=True, text=True, timeout=300)
+    assert launched.returncode == 0, launched.stderr
+    assert (tmp_path / "two.2-of-2.jsonl").exists()
+    for name in ("ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"):  # as with --cpu --num_processes 2
+        monkeypatch.setenv(name, "x")
+    assert "accelerate launch started one process; several take --multi_gpu" in run(*command, outs[0]).stderr
+    records = [[{**json.loads(line), "timings": None} for line in out.read_text().splitlines()] for out in outs]
+    assert [Path(record["id"]).name for record in records[0]] == ["a.mp4", "b.mp4"]
+    assert records[0] == records[1]
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -210,6 +210,9 @@ def _place(shard: str | None, device: str | None) -> tuple[int, int, str | None,
             raise ValueError(f"give --shard or launch several processes, got {shard} and {processes} processes")
         local = os.environ.get("LOCAL_RANK", "0")
         return rank + 1, processes, f"cuda:{local}" if device == "cuda" else device, True
+    # accelerate's simple launcher names a master for several processes, and starts one
+    if {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys() and "WORLD_SIZE" not in os.environ:
+        say("accelerate launch started one process; several take --multi_gpu, in place of --cpu on CPUs too")
     found = re.fullmatch(r"(\d+)/(\d+)", shard or "1/1")
     if not found:
         raise ValueError(f"--shard must be I/N with I from 1 to N, got {shard!r}")
