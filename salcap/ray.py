@@ -111,8 +111,10 @@ def caption_dataset(
 
         num_actors = num_actors or _room_for_actors(ray, num_gpus)
         share = -(-num_new // (4 * num_actors))
-        for task_items in (max(batch_size or 1, min(share, TASK_ITEMS)), 1):
-            pool = ray.data.ActorPoolStrategy(size=min(num_actors, max(len(left), 1)))
+        # in the end one clip at a time, none waiting at the worker, which would die with another
+        for task_items, in_flight in ((max(batch_size or 1, min(share, TASK_ITEMS)), None), (1, 1)):
+            size = min(num_actors, max(len(left), 1))
+            pool = ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=in_flight)
             remote = {"compute": pool, "num_cpus": 1, "num_gpus": num_gpus, "max_task_retries": max_task_retries}
             for record in _run(ray, list(left.values()), task_items, (build, readers), remote):
                 keep(record)

@@ -198,7 +198,8 @@ def _read_parquet(files: Any, path: str, columns: list[str] | None) -> Iterator[
     with files.open(path, "rb") as file:
         records = parquet.read_table(file, columns=columns).to_pylist()
     for record in records:
-        yield {name: dict(value) if name == "timings" else value for name, value in record.items()}  # a map is pairs
+        maps = {name: dict(record[name]) for name in ("timings",) if record.get(name) is not None}  # read as pairs
+        yield record | maps
 
 
 def _schema(arrow: Any) -> Any:
