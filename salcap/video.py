@@ -149,10 +149,11 @@ def stream_frames(
 ) -> Iterator[tuple[float, np.ndarray]]:
     """Decode every frame of a clip, one in memory at a time: when it comes on screen, and (height, width, 3) uint8 RGB.
 
-    Args, errors: as `read_frames`. Frames that do not decode are left out.
+    Args, errors: as `read_frames`. Frames that do not decode are left out; all are turned as the first one is.
     """
     with _Video(path, limits) as video:
         video.scale_to(size, None, 1)
+        video.orientation = _orientation(video.first[1])
         start, end = video.clip(start_seconds, end_seconds)
         for timed in video.all_frames(start, end):
             for ticks, picture in video.read([timed], end).items():
@@ -165,7 +166,10 @@ class _Video(Timeline):
     Attributes:
         first: the first frame that decodes, with its time.
         size: (height, width) of the pictures handed out.
+        orientation: of all frames; None: each one's own, which PyAV then keeps until Python next collects garbage.
     """
+
+    orientation: tuple[int, int, int, int] | None = None
 
     def __init__(self, path: VideoPath, limits: VideoLimits = DEFAULT_LIMITS) -> None:
         self.path, self.limits = path, limits
@@ -306,7 +310,7 @@ class _Video(Timeline):
 
     def _to_rgb(self, frame: av.VideoFrame) -> np.ndarray:
         """(H, W, 3) uint8 of the size handed out, upright."""
-        a, b, c, d = _orientation(frame)
+        a, b, c, d = self.orientation or _orientation(frame)
         height, width = self.size if a else self.size[::-1]
         scaling = None if (frame.height, frame.width) == (height, width) else SCALING
         rgb = self.reformatter.reformat(frame, width, height, "rgb24", interpolation=scaling, threads=1)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
+import av
 import pytest
 from video_factory import load_script, make_shots
 
@@ -65,6 +67,18 @@ def test_known_cuts_of_natural_video(shared: Path, tmp_path: Path) -> None:
     assert len(joints) >= 20
     right, _, false = measure.compare(measure.find(tmp_path / "joined.mp4"), joints)
     assert (right / len(joints) > 0.95, false) == (True, [])
+
+
+def test_no_frame_is_kept(video: tuple[str, list[float]]) -> None:
+    """An hour of them would fill memory before Python collects its garbage."""
+    gc.collect()
+    gc.disable()
+    try:
+        find_cuts(video[0], 0.0, 6.0)
+        kept = sum(type(thing) is av.VideoFrame for thing in gc.get_objects())
+    finally:
+        gc.enable()
+    assert kept < 5
 
 
 def test_limits_and_refusals_are_those_of_the_reader(video: tuple[str, list[float]], tmp_path: Path) -> None:
