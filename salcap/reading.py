@@ -240,9 +240,12 @@ def _serve(answers: BinaryIO) -> None:
     answers.flush()
     for line in iter(requests.get, None):
         header, pixels = _answer(json.loads(line))
-        answers.write(json.dumps(header).encode() + b"\n")
-        answers.write(pixels)
-        answers.flush()
+        try:
+            answers.write(json.dumps(header).encode() + b"\n")
+            answers.write(pixels)
+            answers.flush()
+        except BrokenPipeError:  # the run was killed, and its end of this pipe closed first
+            os._exit(0)
 
 
 def _main() -> None:

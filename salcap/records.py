@@ -99,11 +99,8 @@ class RecordFile:
         assert self._file is not None
         line = to_line(record)
         try:
-            left = memoryview(line)
-            while left:
-                left = left[os.write(self._file, left) :]
+            _write_whole(self._file, line, self._size)
         except OSError as error:
-            os.ftruncate(self._file, self._size)
             kept = f"its {len(self.outcomes)} records are whole, and the same command goes on with them"
             raise OSError(error.errno, f"cannot write {self.path}: {os.strerror(error.errno or 0)}; {kept}") from error
         self._size += len(line)
@@ -121,7 +118,7 @@ class RecordFile:
     def _begin(self) -> None:
         if self._fresh:
             self.path.unlink(missing_ok=True)
-            _write_settings(self._lock, self.settings)
+            _write_settings(self._lock, self.settings, self.path)
         self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
 
     def _go_on(self, retry_failed: bool) -> None:
@@ -212,7 +209,7 @@ def merge_records(parts: Sequence[Path], path: Path, ids: Collection[str]) -> bo
 
         try:
             _replace_records(path, in_order())
-            _write_settings(lock, settings)
+            _write_settings(lock, settings, path)
         finally:
             os.close(lock)
         return True
@@ -259,9 +256,23 @@ def _locked(path: Path) -> int:
     return file
 
 
-def _write_settings(file: int, settings: dict[str, Any]) -> None:
+def _write_settings(file: int, settings: dict[str, Any], path: Path) -> None:
     os.ftruncate(file, 0)
-    os.pwrite(file, json.dumps(settings, indent=1).encode() + b"\n", 0)
+    try:
+        _write_whole(file, json.dumps(settings, indent=1).encode() + b"\n", 0)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write {settings_path(path)}: {os.strerror(error.errno or 0)}") from error
+
+
+def _write_whole(file: int, data: bytes, size: int) -> None:
+    """Write behind the ``size`` bytes that a file has, all or nothing."""
+    left = memoryview(data)
+    try:
+        while left:
+            left = left[os.pwrite(file, left, size + len(data) - len(left)) :]
+    except OSError:
+        os.ftruncate(file, size)
+        raise
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

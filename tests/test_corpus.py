@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -96,6 +97,45 @@ def test_killed_at_any_moment_it_goes_on_without_loss_or_duplicate(captioner, tm
     assert list(captions(out)) == NAMES
     summary = caption_corpus(captioner, NAMES, out, **FAST)
     assert (summary.num_items, summary.num_new, summary.num_failed) == (30, 0, 0)
+
+
+def remount(folder: Path, option: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{option}", str(folder)], check=True)
+
+
+def test_on_a_full_disk_it_stops_with_whole_records_and_goes_on_when_there_is_room(captioner, tmp_path, small_disk):
+    whole, out, filler = tmp_path / "whole.jsonl", small_disk / "out.jsonl", small_disk / "filler"
+    caption_corpus(captioner, NAMES, whole, **FAST)
+    filler.write_bytes(bytes(8192))
+    with pytest.raises(OSError, match=r"cannot write .*out\.jsonl\.settings: No space left on device$"):
+        caption_corpus(captioner, NAMES, out, **FAST)
+    assert list(small_disk.iterdir()) == [filler]
+    filler.unlink()
+    for _ in range(2):  # the second run finds no more room than the first
+        with pytest.raises(OSError, match="records are whole, and the same command goes on with them") as caught:
+            caption_corpus(captioner, NAMES, out, **FAST)
+        kept = captions(out)
+        assert f"cannot write {out}: No space left on device; its {len(kept)} records" in str(caught.value)
+    assert list(kept) == NAMES[: len(kept)] != []
+    remount(small_disk, "size=1m")
+    summary = caption_corpus(captioner, NAMES, out, **FAST)
+    assert (summary.num_items, summary.num_new) == (30, 30 - len(kept))
+    assert list(captions(out).items()) == list(captions(whole).items())
+
+
+def test_on_a_read_only_disk_it_stops_before_the_first_video(captioner, small_disk):
+    out, fresh = small_disk / "out.jsonl", small_disk / "fresh.jsonl"
+    caption_corpus(captioner, NAMES[:2], out, **FAST)
+    kept = out.read_bytes()
+    remount(small_disk, "ro")
+    seen = []
+    for path in (out, fresh):
+        with pytest.raises(OSError, match=f"Read-only file system: '{path}"):
+            caption_corpus(captioner, NAMES[:4], path, progress=lambda *step: seen.append(step), **FAST)
+    assert (out.read_bytes(), seen, fresh.exists()) == (kept, [], False)
+    remount(small_disk, "rw")
+    assert caption_corpus(captioner, NAMES[:4], out, **FAST).num_new == 2
+    assert out.read_bytes().startswith(kept)
 
 
 def test_a_data_set_is_a_corpus(captioner, tmp_path):

@@ -73,6 +73,17 @@ def test_a_process_does_not_outlive_the_run(odd_pool: ReaderPool) -> None:
     assert process.wait(timeout=60) == 0
 
 
+def test_an_answer_that_nobody_takes_ends_the_process(odd_pool: ReaderPool) -> None:
+    assert odd_pool.submit("good.mp4", 1, None, None).result()
+    (worker,) = odd_pool._workers
+    process = worker._process
+    process.stdout.close()
+    request = {"function": "odd_readers:read", "args": ["good.mp4", 1, None, None], "options": {}, "limits": {}}
+    process.stdin.write(json.dumps(request).encode() + b"\n")
+    process.stdin.flush()
+    assert process.wait(timeout=60) == 0
+
+
 def test_more_than_the_limits_allow_is_not_taken() -> None:
     with ReaderPool(1, limits=VideoLimits(max_bytes=100), reader=odd_readers.read) as pool:
         with pytest.raises(ReadError) as caught:

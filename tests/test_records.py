@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import resource
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,11 +108,7 @@ def test_two_runs_on_one_file_are_refused(tmp_path):
 def full(request, tmp_path: Path) -> Iterator[Path]:
     """A folder whose files cannot grow beyond 8 kB in all, or each."""
     if request.param == "tmpfs":
-        mount = ["mount", "-t", "tmpfs", "-o", "size=8k", "salcap-test", str(tmp_path)]
-        if subprocess.run(mount, capture_output=True).returncode:
-            pytest.skip("no right to mount")
-        yield tmp_path
-        subprocess.run(["umount", str(tmp_path)], check=True)
+        yield request.getfixturevalue("small_disk")
     else:
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
@@ -132,6 +127,17 @@ def test_a_full_disk_leaves_whole_records(full):
     assert written == [f"v{number}" for number in range(len(written))]
     with RecordFile(path, SETTINGS) as file:
         assert list(file.outcomes) == written
+
+
+def test_settings_that_do_not_fit_leave_nothing(full):
+    path = full / "a.jsonl"
+    words = r"cannot write .*a\.jsonl\.settings: (No space left|File too large)"
+    with RecordFile(path, {"prompt": "x" * 9000}) as file, pytest.raises(OSError, match=words) as caught:
+        file.write(record(0))
+    assert caught.value.errno in (errno.ENOSPC, errno.EFBIG)
+    assert list(full.iterdir()) == []
+    write(path, [0])
+    assert ids(path) == ["v0"]
 
 
 def test_parts_are_merged_when_all_are_there(tmp_path):
