@@ -119,10 +119,11 @@ def _one_line(record: Record) -> str:
 def _cue_times(record: Record, point: str) -> str:
     start = record["start_seconds"] or 0.0
     end = max(record["end_seconds"] or 0.0, start + 0.001)
-    return f"{_clock(start, point)} --> {_clock(end, point)}"
+    return f"{clock(start, point)} --> {clock(end, point)}"
 
 
-def _clock(seconds: float, point: str) -> str:
+def clock(seconds: float, point: str) -> str:
+    """Hours, minutes and seconds as subtitles write them, thousandths after ``point``."""
     milliseconds = round(seconds * 1000)
     minutes, milliseconds = divmod(milliseconds, 60_000)
     hours, minutes = divmod(minutes, 60)

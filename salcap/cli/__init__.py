@@ -11,6 +11,7 @@ from salcap.cli import (  # noqa: F401
     export,
     info,
     inspect,
+    saliency,
     saliency_cache,
     train,
     verify,

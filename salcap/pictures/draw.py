@@ -1,0 +1,189 @@
+"""A video in, its saliency as a video or a contact sheet out; of a video of any length, few frames at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from salcap.config import check_choice
+from salcap.frames import Frames
+from salcap.outputs import check_output
+from salcap.pictures.contact_sheet import TILE_SIDE, ContactSheet
+from salcap.pictures.painters import HeatPainter, Painter, PatchPainter, Size
+from salcap.pictures.video_writer import VideoWriter
+from salcap.pipeline import SaliencyCaptioner
+from salcap.saliency import SaliencyModel, create_saliency
+from salcap.video import DEFAULT_LIMITS, VideoDecodeError, VideoInfo, VideoLimits, probe, read_frames, stream_frames
+
+SHOWS = ("overlay", "heat", "patches")
+SUFFIXES = (".mp4", ".png")
+
+_VIDEO_SIDE = 720  # pixels of a written video's shorter side, at most
+
+Timed = tuple[float, np.ndarray]  # a picture after its time
+Progress = Callable[[float, float], None]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What was drawn.
+
+    Attributes:
+        num_frames: frames of the file.
+        start_seconds, end_seconds: times in the video of the first of them, and at which the last one goes.
+        warnings: what could not be done as asked, see `Frames`.
+    """
+
+    path: Path
+    num_frames: int
+    start_seconds: float
+    end_seconds: float
+    warnings: tuple[str, ...]
+
+
+def draw_saliency(
+    video: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    saliency: str | SaliencyModel | SaliencyCaptioner = "uva_net",
+    show: str = "overlay",
+    *,
+    num_frames: int | None = None,
+    start_seconds: float | None = None,
+    end_seconds: float | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    limits: VideoLimits = DEFAULT_LIMITS,
+) -> Drawing:
+    """Draw where people look in a video, or what a captioner keeps of it.
+
+    Pictures are upright, their pixels square. Colours are those of one scale for all videos: how many times as much as
+    the average spot of its frame a spot is looked at.
+
+    Args:
+        output: ``.mp4``: every frame at its own time, counted from the part's start; the shorter side is 720 pixels at
+            most, both are even, there is no sound. ``.png``: a contact sheet of frames with their times in the video.
+        saliency: a backbone, or with ``show`` "patches" a captioner that prunes.
+        show: "overlay", the heat map over grey frames; "heat", the map alone; "patches", what the captioner keeps:
+            merged patches are grey, dropped ones dark. On the sheet the frames are the captioner's clip; in a video
+            each frame is shown as if it were among a clip's, of its neighbours.
+        num_frames: of the contact sheet; None: 8, or as many as the captioner takes where that is fewer.
+        start_seconds, end_seconds: the part of the video; None: from its start, to its end.
+        progress: called with the seconds of video done since the last call, and those in all.
+
+    Raises:
+        ValueError: another suffix, an output that exists without ``overwrite``, settings that do not fit.
+        VideoDecodeError: the file gives no frame. Nothing is written then.
+    """
+    output = check_output(Path(output), SUFFIXES, 1, overwrite)
+    check_choice("show", show, SHOWS)
+    is_sheet = output.suffix == ".png"
+    if num_frames is not None and not is_sheet:
+        raise ValueError(f"num_frames {num_frames} is for contact sheets (.png): {output.suffix} has every frame")
+    painter = _painter(saliency, show)
+    info = probe(video, limits)
+    clip: dict[str, Any] = {"start_seconds": start_seconds, "end_seconds": end_seconds, "limits": limits}
+    partial = output.with_name(f"{output.name}.partial")
+    try:
+        if is_sheet:
+            frames = read_frames(video, painter.resolve_num_frames(num_frames), **painter.read_options, **clip)
+            times = frames.pts_seconds.tolist()
+            _sheet(painter, frames, info).image.save(partial, "PNG", optimize=True)
+            drawn = len(times), times[0], frames.clip_seconds[1] if frames.clip_seconds else times[-1], frames.warnings
+        else:
+            drawn = (*_write_video(partial, painter, info, clip, progress), info.warnings)
+        os.replace(partial, output)
+    finally:
+        partial.unlink(missing_ok=True)
+    return Drawing(output, *drawn)
+
+
+def _painter(saliency: str | SaliencyModel | SaliencyCaptioner, show: str) -> Painter:
+    if isinstance(saliency, str):
+        saliency = create_saliency(saliency)
+    if show == "patches":
+        if not isinstance(saliency, SaliencyCaptioner):
+            raise ValueError(f"show 'patches' needs a captioner, got a {type(saliency).__name__}")
+        return PatchPainter(saliency)
+    if not isinstance(saliency, SaliencyModel):
+        raise ValueError(f"show {show!r} needs a saliency backbone, got a {type(saliency).__name__}")
+    return HeatPainter(saliency, show == "overlay")
+
+
+def _shape(info: VideoInfo, most: int) -> Size:
+    """(height, width) of a video's pictures with square pixels, the shorter side ``most`` pixels at most."""
+    turned = info.rotation in (90, 270)
+    width = info.width * (1 / info.sample_aspect_ratio if turned else info.sample_aspect_ratio)
+    share = min(1.0, most / min(info.height, width))
+    return max(1, round(info.height * share)), max(1, round(width * share))
+
+
+def _sheet(painter: Painter, frames: Frames, info: VideoInfo) -> ContactSheet:
+    height, width = size = _shape(info, TILE_SIDE)
+    pictures = []
+    for pixels, brush in zip(frames.pixels.permute(0, 2, 3, 1).numpy(), painter.look(frames, size), strict=True):
+        tile = Image.fromarray(np.ascontiguousarray(pixels)).resize((width, height), Image.Resampling.BICUBIC)
+        pictures.append(brush(np.asarray(tile)))
+    heading = f"{Path(info.path).name}, {info.duration_seconds:.2f} s. {painter.describe()}"
+    sheet = ContactSheet(pictures, frames.pts_seconds.tolist(), heading)
+    painter.add_legend(sheet)
+    return sheet
+
+
+def _write_video(
+    path: Path, painter: Painter, info: VideoInfo, clip: dict[str, Any], progress: Progress | None
+) -> tuple[int, float, float]:
+    """Returns the number of frames, the time of the first one, and when the last one goes."""
+    height, width = _shape(info, _VIDEO_SIDE)
+    size = height + height % 2, width + width % 2  # yuv420p halves both
+    first, last, count = None, 0.0, 0
+    end = min(info.duration_seconds, clip["end_seconds"] or info.duration_seconds)
+    known: list[Timed] = []
+    with VideoWriter(path, size) as writer:
+        for part in _parts(_stream(painter, info, size, clip), painter.part):
+            seen = [*known, *((seconds, pixels) for seconds, _, pixels in part)]
+            brushes = painter.look(_frames(seen, info.path), size)[len(known) :]
+            for (seconds, picture, _), brush in zip(part, brushes, strict=True):
+                if first is None:
+                    first, last = seconds, seconds
+                writer.write(brush(picture), seconds - (first if clip["start_seconds"] else 0.0))
+            known = seen[-painter.context :] if painter.context else []
+            count += len(part)
+            if progress is not None:
+                progress(part[-1][0] - last, end - (clip["start_seconds"] or 0.0))
+            last = part[-1][0]
+        if first is None:
+            raise VideoDecodeError(info.path, "no frame of the clip could be decoded")
+        writer.finish(end - (first if clip["start_seconds"] else 0.0))
+    return count, first, end
+
+
+def _stream(
+    painter: Painter, info: VideoInfo, size: Size, clip: dict[str, Any]
+) -> Iterator[tuple[float, np.ndarray, np.ndarray]]:
+    """Each frame's time, its picture, and the pixels that the painter looks at."""
+    seen_size = painter.seen_size((info.height, info.width))
+    if seen_size is None:
+        for seconds, picture in stream_frames(info.path, size=size, **clip):
+            yield seconds, picture, picture
+        return
+    pictures, pixels = (stream_frames(info.path, size=each, **clip) for each in (size, seen_size))
+    for (seconds, picture), (_, seen) in zip(pictures, pixels, strict=True):
+        yield seconds, picture, seen
+
+
+def _parts(frames: Iterator[Any], count: int) -> Iterator[list[Any]]:
+    while part := list(islice(frames, count)):
+        yield part
+
+
+def _frames(timed: list[Timed], source: str) -> Frames:
+    times = torch.tensor([seconds for seconds, _ in timed], dtype=torch.float64)
+    return Frames(torch.from_numpy(np.stack([pixels for _, pixels in timed])).permute(0, 3, 1, 2), times, source)
