@@ -23,7 +23,14 @@ def script(monkeypatch):
 
 
 def test_peaks_stay_when_memory_is_given_back(script):
-    code = "len(b'x' * 200 * 2**20); print(flush=True); input()"
+    code = """if True:
+        import mmap
+        with mmap.mmap(-1, 200 * 2**20) as memory:
+            for place in range(0, len(memory), mmap.PAGESIZE):
+                memory[place] = 1
+        print(flush=True)
+        input()
+    """
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         process.stdout.readline()
         assert script.peak_mib(process.pid) > 200
