@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from make_standin_set import draw_clip, write_clip
+from make_standin_set import render_clips
 
 from salcap.records import read_records
 
@@ -65,10 +65,7 @@ def kill_runs(folder: Path, num_kills: int, num_clips: int, seed: int = 0, num_f
     if not 0 < num_kills < num_clips:
         raise ValueError(f"each kill needs a clip of its own and one must be left, got {num_kills} and {num_clips}")
     clips, whole, output = folder / f"clips-{num_clips}", folder / f"whole-{num_clips}.jsonl", folder / "killed.jsonl"
-    clips.mkdir(parents=True, exist_ok=True)
-    for number in range(num_clips):
-        if not (path := clips / f"{number:04d}.mp4").exists():
-            write_clip(path, draw_clip(number))
+    render_clips(clips, num_clips)
     for path in folder.glob("killed.jsonl*"):
         path.unlink()
     kept, started = count_lines(whole), time.monotonic()

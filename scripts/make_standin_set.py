@@ -41,16 +41,28 @@ def draw_clip(seed: int) -> np.ndarray:
     return clip
 
 
-def write_clip(path: Path, clip: np.ndarray) -> None:
+def write_clip(path: Path, clip: np.ndarray, fps: int = FPS, crf: int = 28) -> None:
     """Encode as H.264, at one stroke."""
     partial = path.with_name(f".{path.name}")
     with av.open(str(partial), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=FPS, options={"preset": "ultrafast", "threads": "1", "crf": "28"})
+        stream = container.add_stream(
+            "libx264", rate=fps, options={"preset": "ultrafast", "threads": "1", "crf": str(crf)}
+        )
         stream.height, stream.width, stream.pix_fmt = *clip.shape[1:3], "yuv420p"
         for picture in clip:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
     os.replace(partial, path)
+
+
+def render_clips(folder: Path, num_clips: int) -> list[Path]:
+    """Clips 0000.mp4, 0001.mp4, ... in a folder; those that are there already are left."""
+    folder.mkdir(parents=True, exist_ok=True)
+    clips = [folder / f"{number:04d}.mp4" for number in range(num_clips)]
+    for number, path in enumerate(clips):
+        if not path.exists():
+            write_clip(path, draw_clip(number))
+    return clips
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ from typing import Any
 
 import psutil
 from make_long_video import render
-from make_standin_set import draw_clip, write_clip
+from make_standin_set import render_clips
 
 import salcap
 
@@ -129,11 +129,7 @@ def measure(
     """
     if few < batch_size:
         raise ValueError(f"the few must fill a batch, or only its memory is compared, got {few} for {batch_size}")
-    (folder / "clips").mkdir(parents=True, exist_ok=True)
-    clips = [folder / "clips" / f"{number:04d}.mp4" for number in range(max(num_clips, few))]
-    for number, path in enumerate(clips):
-        if not path.exists():
-            write_clip(path, draw_clip(number))
+    clips = render_clips(folder / "clips", max(num_clips, few))
     videos = {"short_video": few * WINDOW_SECONDS / 60, "long_video": minutes}
     files = {name: folder / f"{length:g}min.mp4" for name, length in videos.items()}
     for name, path in files.items():

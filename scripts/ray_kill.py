@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import ray
 import torch
-from make_standin_set import draw_clip, write_clip
+from make_standin_set import render_clips
 
 import salcap
 from salcap.ray import caption_dataset
@@ -45,18 +45,12 @@ def main() -> None:
     parser.add_argument("--num-frames", type=int, default=8)
     parser.add_argument("--format", default="jsonl", choices=("jsonl", "parquet"))
     options = parser.parse_args()
-    clips = options.folder / "clips"
-    clips.mkdir(parents=True, exist_ok=True)
-    for seed in range(options.num_clips):
-        path = clips / f"{seed:04d}.mp4"
-        if not path.exists():
-            write_clip(path, draw_clip(seed))
+    paths = list(map(str, render_clips(options.folder / "clips", options.num_clips)))
 
     torch.set_num_threads(1)  # as a Ray worker with one core has: scores are then the same to the last bit
     started = time.monotonic()
     captioner = salcap.SaliencyCaptioner.from_pretrained("salcap-mini")
     single, output = options.folder / "one-process.jsonl", options.folder / f"ray.{options.format}"
-    paths = sorted(map(str, clips.iterdir()))[: options.num_clips]
     salcap.caption_corpus(captioner, paths, single, num_frames=options.num_frames)
     print(f"one process: {time.monotonic() - started:.0f} s", flush=True)
 

@@ -22,8 +22,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
+from make_standin_set import write_clip
 from PIL import Image
 
 from salcap.config import load_config
@@ -43,9 +43,16 @@ FPS, NUM_FRAMES, SIDE = 8, 32, 224
 VIEW = 0.5  # side of what a frame of a pan shows, as a share of the photograph's
 COUNTS = {"train": 1200, "val": 300}
 WINDOW = 2.5  # seconds, of natural clips
+TAUGHT = "train+unlabelled"  # the split that the students learn from
+
+Arm = tuple[str, int, str]  # captioner, frames, and how they are chosen
+MODELS = ("teacher", "undistilled", "distilled")
+TEACHER: Arm = ("teacher", 16, "uniform")
+TABLE: tuple[Arm, ...] = (TEACHER, *((name, 4, frames) for frames in ("saliency", "uniform") for name in MODELS))
+METRICS = ("bleu", "meteor", "rouge_l", "cider")
 
 
-def pan(image: Image.Image, rng: np.random.Generator) -> list[Image.Image]:
+def pan(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
     """A camera that shows a part of a photograph at a time: it rests at four places and moves between them."""
     places = rng.random((4, 2)) * (1 - VIEW)
     knots = np.repeat(places, 2, 0)  # a rest, a move, a rest, ...
@@ -55,18 +62,7 @@ def pan(image: Image.Image, rng: np.random.Generator) -> list[Image.Image]:
     for left, top in boxes:
         box = (left * image.width, top * image.height, (left + VIEW) * image.width, (top + VIEW) * image.height)
         frames.append(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=box))
-    return frames
-
-
-def write_clip(path: Path, frames: list[Image.Image]) -> None:
-    partial = path.with_name(f".{path.name}")
-    with av.open(str(partial), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=FPS, options={"preset": "veryfast", "threads": "1", "crf": "20"})
-        stream.width, stream.height, stream.pix_fmt = SIDE, SIDE, "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_image(frame)))
-        container.mux(stream.encode(None))
-    os.replace(partial, path)
+    return np.stack([np.asarray(frame) for frame in frames])
 
 
 def make_pans() -> None:
@@ -78,7 +74,9 @@ def make_pans() -> None:
             path = CLIPS / f"{split}-{number:04d}.mp4"
             if not path.exists():
                 with Image.open(item.path) as image:
-                    write_clip(path, pan(image.convert("RGB"), np.random.default_rng((len(split), number))))
+                    write_clip(
+                        path, pan(image.convert("RGB"), np.random.default_rng((len(split), number))), FPS, crf=20
+                    )
             lines.append({"video": path.name, "captions": item.captions, "split": split})
     write_lines(lines)
 
@@ -98,9 +96,6 @@ def caption_unlabelled() -> None:
             line = {"video": clip["name"], "start": start, "end": end, "id": f"{clip['name']}@{start:g}"}
             taught.append({**line, "captions": [said.text], "split": TAUGHT})
     write_lines(lines + taught)
-
-
-TAUGHT = "train+unlabelled"
 
 
 def read_lines() -> list[dict[str, Any]]:
@@ -140,7 +135,7 @@ def print_table() -> None:
     reports = {arm: score_report(references, texts, METRICS) for arm, texts in said.items()}
     totals = {arm: np.array([sum(stages.values()) for stages in each]) for arm, each in times.items()}
     bare = {arm: totals[arm] - np.array([stages["read_ms"] for stages in each]) for arm, each in times.items()}
-    print(f"{len(items)} clips; CIDEr less than the teacher's and more than the undistilled one's, 95 % intervals\n")
+    print(f"{len(items)} clips; CIDEr minus the teacher's, and minus the undistilled one's, with 95 % intervals\n")
     headings = ("captioner", "frames", *METRICS, "- teacher", "- undistilled", "ms", "of teacher", "with reading")
     print(f"| {' | '.join(headings)} |")
     print("|---|---|" + "---|" * (len(METRICS) + 5))
@@ -156,11 +151,6 @@ def print_table() -> None:
         print("| " + " | ".join(cells) + " |")
 
 
-Arm = tuple[str, int, str]  # captioner, frames, and how they are chosen
-MODELS = ("teacher", "undistilled", "distilled")
-TEACHER: Arm = ("teacher", 16, "uniform")
-TABLE: tuple[Arm, ...] = (TEACHER, *((name, 4, frames) for frames in ("saliency", "uniform") for name in MODELS))
-METRICS = ("bleu", "meteor", "rouge_l", "cider")
 STEPS = {"data": make_pans, "unlabelled": caption_unlabelled, "undistilled": train_undistilled, "table": print_table}
 
 

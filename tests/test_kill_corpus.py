@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from video_factory import ROOT, load_script
@@ -33,8 +34,12 @@ def script(monkeypatch):
 
 @pytest.mark.parametrize("fault", ["", "duplicates", "missing", "different_captions"])
 def test_each_fault_of_a_run_is_counted(script, tmp_path, monkeypatch, fault):
-    monkeypatch.setattr(script, "write_clip", lambda path, clip: path.touch())
-    monkeypatch.setattr(script, "draw_clip", lambda seed: None)
+    def touch(folder: Path, num_clips: int) -> None:
+        folder.mkdir()
+        for number in range(num_clips):
+            (folder / f"{number:04d}.mp4").touch()
+
+    monkeypatch.setattr(script, "render_clips", touch)
     monkeypatch.setattr(
         script,
         "start",

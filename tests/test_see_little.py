@@ -63,8 +63,6 @@ def test_few_frames_go_where_the_gaze_moves_or_evenly():
     assert torch.equal(few_maps, maps[few.pts_seconds.int().tolist()])
     (even,), none = choose_few([clip], None, SeeLittle(4, "uniform"))
     assert (even.pts_seconds.tolist(), none) == ([1, 3, 5, 7], None)
-    with pytest.raises(ValueError, match="frames 'saliency' needs maps: give the weighting a mode"):
-        choose_few([clip], None, SeeLittle(4))
 
 
 def test_the_loss_is_zero_where_the_student_sees_what_the_teacher_sees_and_grows_with_its_weights():
@@ -152,6 +150,7 @@ def test_validation_reads_few_frames_too(settings):
     [
         ({"num_frames": 2}, "see_little reads 2 frames of more: num_frames must be above, got 2"),
         ({"num_frames": None}, "num_frames must be above, got None"),
+        ({"weighting": Weighting(), "saliency": None}, "by 'saliency', which needs maps: give the weighting a mode"),
         ({"weighting": Weighting("prune+zoom")}, "not among the views of mode 'zoom'"),
     ],
 )

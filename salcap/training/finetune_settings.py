@@ -52,7 +52,7 @@ class LoraSettings:
 
 @dataclass(frozen=True)
 class SeeLittle:
-    """The captioner as it was, reading all frames, teaches itself to read few of them: see `SeeLittleTask`.
+    """The captioner as it was, reading all frames, teaches itself to read few of them: see `SeeLittleTeacher`.
 
     Attributes:
         num_frames: that the student reads, of the run's ``num_frames``.
@@ -148,6 +148,8 @@ class FineTuning:
                 f" got mode {weighting.mode!r} and strength {weighting.strength}"
             )
         if self.see_little is not None:
+            if self.see_little.frames == "saliency" and weighting.mode == "none":
+                raise ValueError("see_little chooses frames by 'saliency', which needs maps: give the weighting a mode")
             if "zoom" in modes:
                 raise ValueError("see_little chooses among frames, not among the views of mode 'zoom'")
             if self.num_frames is None or self.num_frames <= self.see_little.num_frames:

@@ -71,16 +71,11 @@ class SeeLittleTeacher:
 def choose_few(
     frames: Sequence[Frames], maps: Sequence[Tensor] | None, settings: SeeLittle
 ) -> tuple[list[Frames], list[Tensor] | None]:
-    """The frames of each clip that the student reads, with their maps.
-
-    Raises:
-        ValueError: a choice by saliency without maps.
-    """
-    if settings.frames == "saliency" and maps is None:
-        raise ValueError("frames 'saliency' needs maps: give the weighting a mode")
+    """The frames of each clip that the student reads, with their maps, which a choice by saliency needs."""
     chosen = []
     for place, clip in enumerate(frames):
-        if settings.frames == "saliency" and maps is not None:
+        if settings.frames == "saliency":
+            assert maps is not None  # see `FineTuning`
             chosen.append(saliency_indices(maps[place], clip.pts_seconds, settings.num_frames, clip.clip_seconds))
         else:
             chosen.append(uniform_indices(clip.pts_seconds, settings.num_frames, clip.clip_seconds))
