@@ -241,6 +241,24 @@ def test_plain_and_zoomed_clips_are_trained_on_too(settings, mode):
     assert records(settings)[-1]["loss"] < records(settings)[0]["loss"]
 
 
+def test_a_prompt_is_trained_with_and_comes_back(settings, clips):
+    blip = save(tiny_models.blip(), Path(settings.output) / "blip")
+    settings = replace(settings, captioner=blip, prompt="w7 w8", epochs=1)
+    again = salcap.SaliencyCaptioner.from_pretrained(str(FineTuner(settings).run()))
+    plain = again.caption(clips / "val0.mp4", **GREEDY)
+    asked = again.caption(clips / "val0.mp4", prompt="w7 w8", **GREEDY)
+    assert plain.text == asked.text
+    assert plain.text.startswith("w7 w8")
+    other = again.caption(clips / "val0.mp4", prompt="", **GREEDY)
+    assert not other.text.startswith("w7 w8")
+    assert first_loss(settings) != first_loss(replace(settings, prompt=None, output=settings.output + "-plain"))
+
+
+def first_loss(settings: FineTuning) -> float:
+    FineTuner(settings).run()
+    return records(settings)[0]["loss"]
+
+
 def test_mini_keeps_its_saliency_where_it_always_had_it(clips, tmp_path):
     tiny = tiny_models.mini()
     folder = save(tiny, tmp_path / "mini")
@@ -331,6 +349,8 @@ def test_a_config_that_cannot_work_is_refused(values, message, tmp_path):
 def test_data_and_captioners_that_do_not_fit_are_refused(settings, clips, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="takes 1 to 3 frames, got 4"):
         FineTuner(replace(settings, num_frames=4))
+    with pytest.raises(ValueError, match="takes no text, got prompt 'w7'"):
+        FineTuner(replace(settings, prompt="w7"))
     lines = (clips / "captions.jsonl").read_text() + '\n{"video": "gone.mp4", "captions": ["w1"], "split": "train"}'
     (clips / "more.jsonl").write_text(lines)
     source = ClipSource("videos", str(clips / "more.jsonl"), "train")

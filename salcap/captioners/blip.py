@@ -22,6 +22,7 @@ class BlipCaptioner(CaptionerFamily):
 
     transformers_class = "BlipForConditionalGeneration"
     modes = CaptionerFamily.modes | {"zoom"}
+    default_prompt = ""
 
     def generate_batch(self, batch: ClipBatch, generation: dict[str, Any]) -> Generation:
         vision = self.model.vision_model
@@ -48,6 +49,7 @@ class BlipCaptioner(CaptionerFamily):
     ) -> Any:
         """The second half of ``BlipForConditionalGeneration.generate``, which takes pixels of one frame only."""
         text, decoder = self.model.config.text_config, self.model.text_decoder
+        prompt = self.default_prompt if prompt is None else prompt
         ids = [text.bos_token_id, *(self.tokenizer(prompt).input_ids[1:-1] if prompt else [])]
         with ExitStack() as hooks:
             if bias is not None:  # BLIP drops encoder_attention_mask on the way: hand it to the attention itself

@@ -99,6 +99,7 @@ class CaptionerFamily(ABC):
     num_extra_tokens: int = 0  # visual tokens that belong to no frame
     default_saliency: str = "uva_net"
     default_weighting: Weighting = Weighting()
+    default_prompt: str | None = None  # None: it takes no text
     gain: float | Tensor = 1.0  # learned: the strength of "scale" and "bias" is multiplied by it
 
     def __init__(self, model: Any, processor: Any, *, name: str | None = None, revision: str | None = None) -> None:
@@ -114,6 +115,7 @@ class CaptionerFamily(ABC):
         if saved:
             self.default_saliency = str(saved.pop("backbone", self.default_saliency))
             self.gain = float(saved.pop("gain", 1.0))
+            self.default_prompt = saved.pop("prompt", self.default_prompt)
             self.default_weighting = build_dataclass(Weighting, saved, f"saliency in the config of {self.name}")
 
     @classmethod
@@ -170,9 +172,10 @@ class CaptionerFamily(ABC):
         return self.model.config
 
     def tune(self, backbone: str, weighting: Weighting, gain: float = 1.0) -> None:
-        """Make a setting the default, and part of the model's config, so that its files bring it."""
+        """Make a setting the default, and part of the model's config beside the prompt, so that its files bring it."""
         self.default_saliency, self.default_weighting, self.gain = backbone, weighting, gain
-        self.saliency_config.saliency = {"backbone": backbone, "gain": gain, **asdict(weighting)}
+        text = {} if self.default_prompt is None else {"prompt": self.default_prompt}
+        self.saliency_config.saliency = {"backbone": backbone, "gain": gain, **text, **asdict(weighting)}
 
     def make_room(self, num_frames: int) -> None:  # noqa: B027  # most have it
         """Before training: take clips of so many frames from now on, where a model of stills can learn that."""

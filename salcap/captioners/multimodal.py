@@ -34,7 +34,7 @@ class MultimodalCaptioner(CaptionerFamily):
     """
 
     max_new_tokens: ClassVar[int] = 64  # unless the user says; transformers' own 20 cuts sentences short
-    default_prompt: ClassVar[str] = "Describe the video in one sentence."
+    default_prompt: str = "Describe the video in one sentence."
     mixes_lengths = True
     placeholder: ClassVar[str] = "video"  # the config's name of the token that a frame's tokens replace
 

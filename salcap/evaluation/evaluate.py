@@ -71,6 +71,7 @@ def describe_runs(
                 batch_size=batch_size,
                 saliency_sha256=hash_of(each.saliency) if described["saliency"] else None,
                 strength=each.weighting.strength,
+                gain=float(getattr(each.captioner, "gain", 1.0)),
                 seed=each.weighting.seed,
                 versions=found_versions,
                 hardware=hardware(model.device if model is not None else each.saliency.device),

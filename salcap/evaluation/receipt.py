@@ -29,6 +29,7 @@ class RunSettings:
         generation: what the user asked of ``transformers``' generate; ``generation_defaults`` is the model's own.
         num_frames: as asked for; None means the captioner's default (see ``frame_pts_seconds``).
         frames: how they are chosen.
+        gain: what the captioner multiplies ``strength`` by; None in receipts from before it was stated.
         saliency: None where no map is made.
         policy, scope: None without "prune"; ``zoom`` without "zoom".
     """
@@ -60,6 +61,7 @@ class RunSettings:
     strength: float
     zoom: float | None
     seed: int
+    gain: float | None = None
     versions: dict[str, str | None]
     hardware: dict[str, Any]
 

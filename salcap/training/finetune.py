@@ -242,6 +242,10 @@ def _load_captioner(settings: FineTuning) -> Any:
     captioner: Any = load_captioner(settings.captioner, revision=settings.revision)
     if not hasattr(captioner, "give"):
         raise ValueError(f"{settings.captioner} cannot be fine-tuned: {type(captioner).__name__} has no method give")
+    if settings.prompt is not None:
+        if captioner.default_prompt is None:
+            raise ValueError(f"{settings.captioner} takes no text, got prompt {settings.prompt!r}")
+        captioner.default_prompt = settings.prompt
     if settings.num_frames is not None:
         captioner.make_room(settings.num_frames * (2 if "zoom" in settings.weighting.modes else 1))
     return captioner
