@@ -21,7 +21,6 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -29,7 +28,7 @@ from salcap.config import Weighting, load_config
 from salcap.datasets.captioned_videos import CaptionedSet
 from salcap.datasets.registry import load_captioned_set
 from salcap.evaluation.bootstrap import Difference, paired_bootstrap
-from salcap.evaluation.captions import ScoreReport, bleu_of_counts, score_report
+from salcap.evaluation.captions import ScoreReport, bleu_of_counts, score_reports
 from salcap.evaluation.receipt import read_receipts
 from salcap.pipeline import SaliencyCaptioner
 from salcap.training.finetune import FineTuner
@@ -94,16 +93,12 @@ def load_set(name: str) -> CaptionedSet:
     return load_captioned_set(dataset, SHARED / "captions" / root, split)
 
 
-def scores_of(arm: str, sets: tuple[str, ...], references: dict[str, Any]) -> list[ScoreReport]:
-    """For each seed."""
-    reports = []
-    for seed in SEEDS:
-        said: dict[str, str] = {}
-        for name in sets:
-            (receipt,) = read_receipts(RUNS / f"{arm}-{seed}" / f"{name}.json")
-            said |= receipt.captions
-        reports.append(score_report({key: references[key] for key in said}, said))
-    return reports
+def captions_of(arm: str, seed: int, sets: tuple[str, ...]) -> dict[str, str]:
+    said: dict[str, str] = {}
+    for name in sets:
+        (receipt,) = read_receipts(RUNS / f"{arm}-{seed}" / f"{name}.json")
+        said |= receipt.captions
+    return said
 
 
 def difference(ours: list[ScoreReport], theirs: list[ScoreReport], name: str) -> Difference:
@@ -124,8 +119,10 @@ def difference(ours: list[ScoreReport], theirs: list[ScoreReport], name: str) ->
 
 def print_table() -> None:
     for title, sets in TABLES.items():
-        references = {item.id: item.captions for name in sets for item in load_set(name).items}
-        found = {arm: scores_of(arm, sets, references) for arm in ARMS}
+        said = [captions_of(arm, seed, sets) for arm in ARMS for seed in SEEDS]
+        references = {item.id: item.captions for name in sets for item in load_set(name).items if item.id in said[0]}
+        reports = iter(score_reports(references, said))
+        found = {arm: [next(reports) for _ in SEEDS] for arm in ARMS}
         num_clips = len(found["none"][0].per_caption["cider"])
         print(f"\n{title} ({num_clips}), mean and deviation over seeds {list(SEEDS)}\n")
         print(f"| arm | {' | '.join(SCORES)} |\n|---|{'---|' * len(SCORES)}")

@@ -30,7 +30,7 @@ from salcap.config import load_config
 from salcap.datasets.captioned_images import load_captioned_images
 from salcap.datasets.registry import load_captioned_set
 from salcap.evaluation.bootstrap import paired_bootstrap
-from salcap.evaluation.captions import score_report
+from salcap.evaluation.captions import score_reports
 from salcap.pipeline import SaliencyCaptioner
 from salcap.training.finetune import FineTuner
 from salcap.training.finetune_settings import FineTuning
@@ -132,7 +132,7 @@ def print_table() -> None:
             times[arm].append(result.timings)
         order = order[1:] + order[:1]
     references = {item.id: item.captions for item in items}
-    reports = {arm: score_report(references, texts, METRICS) for arm, texts in said.items()}
+    reports = dict(zip(said, score_reports(references, list(said.values()), METRICS), strict=True))
     totals = {arm: np.array([sum(stages.values()) for stages in each]) for arm, each in times.items()}
     bare = {arm: totals[arm] - np.array([stages["read_ms"] for stages in each]) for arm, each in times.items()}
     print(f"{len(items)} clips; CIDEr minus the teacher's, and minus the undistilled one's, with 95 % intervals\n")

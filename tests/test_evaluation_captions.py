@@ -9,11 +9,19 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
 from salcap.evaluation import captions as scoring
-from salcap.evaluation.captions import load_candidates, load_captions, load_references, score_captions, score_report
+from salcap.evaluation.captions import (
+    load_candidates,
+    load_captions,
+    load_references,
+    score_captions,
+    score_report,
+    score_reports,
+)
 from salcap.evaluation.java import MetricError, meteor, ptb_tokenize, run_java, spice
 
 REFERENCES = {
@@ -117,6 +125,17 @@ def test_order_and_line_breaks_do_not_matter(java: str) -> None:
     assert score_captions(REFERENCES, turned, QUICK) == score_captions(REFERENCES, CANDIDATES, QUICK)
 
 
+def test_several_sets_score_as_each_alone(java: str) -> None:
+    sets = [CANDIDATES, {key: texts[0] for key, texts in REFERENCES.items()}, dict.fromkeys(REFERENCES, "a dog")]
+    for several, candidates in zip(score_reports(REFERENCES, sets), sets, strict=True):
+        alone = score_report(REFERENCES, candidates)
+        assert several.scores == alone.scores
+        assert several.per_caption == alone.per_caption
+        assert all(np.array_equal(several.bleu_counts[key], alone.bleu_counts[key]) for key in REFERENCES)
+    with pytest.raises(ValueError, match="1 candidates without reference: 'z'"):
+        score_reports(REFERENCES, [CANDIDATES, CANDIDATES | {"z": "a dog"}])
+
+
 def test_a_perfect_caption_and_an_empty_one(java: str) -> None:
     references = {"a": ["A man rides a red horse!"], "b": ["two dogs run in deep snow"]}
     report = score_report(references, {"a": "a man rides a red horse", "b": ""}, QUICK)
@@ -177,9 +196,9 @@ def test_without_java_what_needs_it_is_null_with_the_reason(
 def test_meteor_gets_java_tokens_whatever_splits_the_rest(java: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def remember(references, candidates, jar, timeout_seconds):
-        asked.append((references, candidates))
-        return 0.5, [0.5] * len(candidates)
+    def remember(references, sets, jar, timeout_seconds):
+        asked.append((references, sets))
+        return [(0.5, [0.5] * len(candidates)) for candidates in sets]
 
     monkeypatch.setattr(scoring, "meteor", remember)
     by_java = score_report(REFERENCES, CANDIDATES)
@@ -218,7 +237,7 @@ def test_one_failing_metric_leaves_the_others(monkeypatch: pytest.MonkeyPatch, t
 def test_meteor_that_dies_between_answers_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_java(tmp_path, "sys.stdin.readline(); print('1 2', flush=True); sys.exit('heap is full')", monkeypatch)
     with pytest.raises(MetricError, match="status 1: heap is full"):
-        meteor([["a"], ["b"], ["c"]], ["a", "b", "c"], tmp_path / "meteor.jar", 60)
+        meteor([["a"], ["b"], ["c"]], [["a", "b", "c"]], tmp_path / "meteor.jar", 60)
 
 
 def test_a_hanging_program_is_stopped_with_its_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +246,7 @@ def test_a_hanging_program_is_stopped_with_its_children(tmp_path: Path, monkeypa
     java.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MetricError, match="took more than 2 s and was stopped"):
-        meteor([["a"]], ["a"], tmp_path / "meteor.jar", 2)
+        meteor([["a"]], [["a"]], tmp_path / "meteor.jar", 2)
     assert len(pids.read_text().split()) == 2
     for pid in map(int, pids.read_text().split()):
         assert wait_until_dead(pid)
@@ -248,7 +267,7 @@ def test_an_interrupt_leaves_no_process(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_spice_names_the_models_it_lacks(tmp_path: Path) -> None:
     with pytest.raises(MetricError, match=r"stanford-corenlp-3\.6\.0-models\.jar"):
-        spice([["a"]], ["a"], tmp_path / "spice-1.0.jar", 60)
+        spice([["a"]], [["a"]], tmp_path / "spice-1.0.jar", 60)
 
 
 def test_spice_reads_its_answer_by_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,7 +281,8 @@ def test_spice_reads_its_answer_by_id(tmp_path: Path, monkeypatch: pytest.Monkey
         "json.dump(answer, open(sys.argv[sys.argv.index('-out') + 1], 'w'))"
     )
     fake_java(tmp_path, body, monkeypatch)
-    assert spice([["a"], ["b"]], ["xx", "xxxx"], tmp_path / "spice-1.0.jar", 60) == (pytest.approx(0.3), [0.2, 0.4])
+    found = spice([["a"], ["b"]], [["xx", "xxxx"], ["x", "x"]], tmp_path / "spice-1.0.jar", 60)
+    assert found == [(pytest.approx(0.3), [0.2, 0.4]), (pytest.approx(0.1), [0.1, 0.1])]
 
 
 @pytest.mark.parametrize(

@@ -112,37 +112,63 @@ def score_report(
     timeout_seconds: float = 600.0,
 ) -> ScoreReport:
     """`score_captions` with the reason for every score that is missing, and with each caption's own scores."""
+    (report,) = score_reports(references, [candidates], metrics, tokenizer=tokenizer, timeout_seconds=timeout_seconds)
+    return report
+
+
+def score_reports(
+    references: Mapping[str, Sequence[str]],
+    candidates: Sequence[Mapping[str, str]],
+    metrics: Iterable[str] = DEFAULT_METRICS,
+    *,
+    tokenizer: str = "auto",
+    timeout_seconds: float = 600.0,
+) -> list[ScoreReport]:
+    """`score_report` of several sets of captions of the same clips, for which each Java program is started once."""
     asked = _check_metrics(metrics)
     chosen = _choose_tokenizer(tokenizer)
     truths, texts = _check_captions(references, candidates)
-    reasons = {name: NOT_ASKED for metric in METRICS if metric not in asked for name in _NAMES[metric]}
-    scores: dict[str, float | None] = dict.fromkeys(SCORES)
-    per_caption: dict[str, dict[str, float]] = {}
+    timeout_seconds *= len(texts)
     tokenizer_of = {metric: "java" if metric in _JAVA_METRICS else chosen for metric in asked}
     split = {kind: _tokenize(truths, texts, kind, timeout_seconds) for kind in dict.fromkeys(tokenizer_of.values())}
 
-    def run(metric: str) -> _Results | MetricError:
-        return _run(metric, split[tokenizer_of[metric]], timeout_seconds)
+    def run(metric: str) -> list[_Results | MetricError]:
+        tokens = split[tokenizer_of[metric]]
+        return [tokens] * len(texts) if isinstance(tokens, MetricError) else _run(metric, *tokens, timeout_seconds)
 
     with ThreadPoolExecutor(1) as beside:  # Java's metrics stay in this thread, where an interrupt ends them at once
         python = {metric: beside.submit(run, metric) for metric in asked if metric not in _JAVA_METRICS}
         outcomes = {metric: run(metric) for metric in asked if metric in _JAVA_METRICS}
         outcomes |= {metric: future.result() for metric, future in python.items()}
+    used = [TOKENIZERS[kind] for kind in (chosen, "java") if isinstance(split.get(kind), tuple)]
+    reports = []
+    for number in range(len(texts)):
+        tokens = split.get(chosen)
+        counts = _bleu_counts(tokens[0], tokens[1][number]) if "bleu" in asked and isinstance(tokens, tuple) else {}
+        found = {metric: outcome[number] for metric, outcome in outcomes.items()}
+        reports.append(_report(list(truths), found, used[0] if used else None, counts))
+    return reports
+
+
+def _report(
+    keys: Sequence[str], outcomes: Mapping[str, _Results | MetricError], tokenizer: str | None, counts: _Counts
+) -> ScoreReport:
+    """The metrics' results by the names of their scores, and by caption; warns of those that could not run."""
+    reasons = {name: NOT_ASKED for metric in METRICS if metric not in outcomes for name in _NAMES[metric]}
+    scores: dict[str, float | None] = dict.fromkeys(SCORES)
+    per_caption: dict[str, dict[str, float]] = {}
     for metric, outcome in outcomes.items():
         if isinstance(outcome, MetricError):
             reasons |= dict.fromkeys(_NAMES[metric], str(outcome))
             continue
         for name, (whole, each) in zip(_NAMES[metric], outcome, strict=True):
             scores[name] = float(whole)
-            per_caption[name] = {key: float(value) for key, value in zip(truths, each, strict=True)}
-    missing = [name for metric in asked for name in _NAMES[metric] if name in reasons]
+            per_caption[name] = {key: float(value) for key, value in zip(keys, each, strict=True)}
+    missing = [name for metric in outcomes for name in _NAMES[metric] if name in reasons]
     for reason in dict.fromkeys(reasons[name] for name in missing):
         names = ", ".join(name for name in missing if reasons[name] == reason)
         logger.warning("not scored: %s: %s", names, reason)
-    used = [TOKENIZERS[kind] for kind in (chosen, "java") if isinstance(split.get(kind), tuple)]
-    tokens = split.get(chosen)
-    counts = _bleu_counts(*tokens) if "bleu" in asked and isinstance(tokens, tuple) else {}
-    return ScoreReport(scores, reasons, per_caption, used[0] if used else None, counts)
+    return ScoreReport(scores, reasons, per_caption, tokenizer, counts)
 
 
 def load_references(path: str | Path) -> dict[str, list[str]]:
@@ -216,25 +242,31 @@ def _choose_tokenizer(tokenizer: str) -> str:
 
 
 _Captions = dict[str, list[str]]
+_Split = tuple[_Captions, list[_Captions]]  # references, and sets of one candidate for each
+_Results = list[tuple[float, Sequence[float]]]  # for each score name: of the whole set, and of each caption
+_Counts = dict[str, np.ndarray]
 
 
-def _check_captions(references: Mapping[str, Any], candidates: Mapping[str, Any]) -> tuple[_Captions, _Captions]:
-    """Captions by id in one order; exactly one candidate, at least one reference each."""
-    if not references and not candidates:
+def _check_captions(references: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]]) -> _Split:
+    """Captions by id in one order; exactly one candidate of each set, at least one reference each."""
+    if not references and not any(candidates):
         raise ValueError("nothing to score: no references and no candidates")
-    faults = (
-        ("references without candidate", [key for key in references if key not in candidates]),
-        ("candidates without reference", [key for key in candidates if key not in references]),
-    )
-    if any(keys for _, keys in faults):
-        raise ValueError("ids differ: " + "; ".join(f"{len(k)} {what}: {_some(k)}" for what, k in faults if k))
+    sets = []
+    for given in candidates:
+        faults = (
+            ("references without candidate", [key for key in references if key not in given]),
+            ("candidates without reference", [key for key in given if key not in references]),
+        )
+        if any(keys for _, keys in faults):
+            raise ValueError("ids differ: " + "; ".join(f"{len(k)} {what}: {_some(k)}" for what, k in faults if k))
+        texts = {key: _texts(given[key], f"candidates[{key!r}]") for key in references}
+        if other := [key for key, value in texts.items() if len(value) != 1]:
+            raise ValueError(f"{len(other)} ids do not have exactly one candidate: {_some(other)}")
+        sets.append(texts)
     truths = {key: _texts(value, f"references[{key!r}]") for key, value in references.items()}
-    texts = {key: _texts(candidates[key], f"candidates[{key!r}]") for key in references}
     if empty := [key for key, value in truths.items() if not value]:
         raise ValueError(f"{len(empty)} ids have no reference caption: {_some(empty)}")
-    if other := [key for key, value in texts.items() if len(value) != 1]:
-        raise ValueError(f"{len(other)} ids do not have exactly one candidate: {_some(other)}")
-    return truths, texts
+    return truths, sets
 
 
 def _texts(value: Any, where: str) -> list[str]:
@@ -249,12 +281,9 @@ def _some(keys: Sequence[Any], most: int = 5) -> str:
     return ", ".join(map(repr, keys[:most])) + (", ..." if len(keys) > most else "")
 
 
-_Split = tuple[_Captions, _Captions]
-
-
-def _tokenize(truths: _Captions, texts: _Captions, tokenizer: str, timeout_seconds: float) -> _Split | MetricError:
+def _tokenize(truths: _Captions, sets: list[_Captions], tokenizer: str, timeout_seconds: float) -> _Split | MetricError:
     """The captions as words between single spaces, or why they could not be split."""
-    captions = [text for group in (*truths.values(), *texts.values()) for text in group]
+    captions = [text for part in (truths, *sets) for group in part.values() for text in group]
     if tokenizer == "python":
         lines = [ptb.tokenize(caption) for caption in captions]
     else:
@@ -263,32 +292,33 @@ def _tokenize(truths: _Captions, texts: _Captions, tokenizer: str, timeout_secon
         except MetricError as error:
             return MetricError(f"no tokens: {error}")
     words = iter([" ".join(token for token in line if token not in PUNCTUATION) for line in lines])
-    return (
-        {key: [next(words) for _ in group] for key, group in truths.items()},
-        {key: [next(words) for _ in group] for key, group in texts.items()},
-    )
+    split, *several = [{key: [next(words) for _ in group] for key, group in part.items()} for part in (truths, *sets)]
+    return split, several
 
 
-_Results = list[tuple[float, Sequence[float]]]  # for each score name: of the whole set, and of each caption
-
-
-def _run(metric: str, split: _Split | MetricError, timeout_seconds: float) -> _Results | MetricError:
-    """A metric's results, or why there are none."""
-    if isinstance(split, MetricError):
-        return split
+def _run(metric: str, truths: _Captions, sets: list[_Captions], timeout_seconds: float) -> list[_Results | MetricError]:
+    """A metric's results for each set, or why there are none."""
     try:
-        results = _SCORERS[metric](*split, timeout_seconds)
+        if metric in _JAVA_METRICS:
+            program, jar = (meteor, _METEOR_JAR) if metric == "meteor" else (spice, _SPICE_JAR)
+            lines = [[text for (text,) in texts.values()] for texts in sets]
+            found: list[_Results] = [[each] for each in program(list(truths.values()), lines, jar, timeout_seconds)]
+        else:
+            found = [_SCORERS[metric](truths, texts) for texts in sets]
     except MetricError as error:
-        return error
-    wholes = [whole for whole, _ in results]
-    return results if all(map(math.isfinite, wholes)) else MetricError(f"the result is {wholes}")
+        return [error] * len(sets)
+    wholes = [[whole for whole, _ in results] for results in found]
+    return [
+        results if all(map(math.isfinite, each)) else MetricError(f"the result is {each}")
+        for results, each in zip(found, wholes, strict=True)
+    ]
 
 
-def _bleu(truths: _Captions, texts: _Captions, timeout_seconds: float) -> _Results:
+def _bleu(truths: _Captions, texts: _Captions) -> _Results:
     return list(zip(*Bleu(4).compute_score(truths, texts, verbose=0), strict=True))
 
 
-def _bleu_counts(truths: _Captions, texts: _Captions) -> dict[str, np.ndarray]:
+def _bleu_counts(truths: _Captions, texts: _Captions) -> _Counts:
     scorer = BleuScorer(n=4)
     for key, (text,) in texts.items():
         scorer += (text, truths[key])
@@ -299,11 +329,11 @@ def _bleu_counts(truths: _Captions, texts: _Captions) -> dict[str, np.ndarray]:
     return counts
 
 
-def _rouge_l(truths: _Captions, texts: _Captions, timeout_seconds: float) -> _Results:
+def _rouge_l(truths: _Captions, texts: _Captions) -> _Results:
     return [Rouge().compute_score(truths, texts)]
 
 
-def _cider(truths: _Captions, texts: _Captions, timeout_seconds: float) -> _Results:
+def _cider(truths: _Captions, texts: _Captions) -> _Results:
     if len(truths) < 2:
         raise MetricError("CIDEr weighs words by how few of the clips have them, so it needs 2 clips or more, got 1")
     if not any(map(any, truths.values())):
@@ -311,20 +341,6 @@ def _cider(truths: _Captions, texts: _Captions, timeout_seconds: float) -> _Resu
     return [Cider().compute_score(truths, texts)]
 
 
-def _meteor(truths: _Captions, texts: _Captions, timeout_seconds: float) -> _Results:
-    return [meteor(list(truths.values()), [text for (text,) in texts.values()], _METEOR_JAR, timeout_seconds)]
-
-
-def _spice(truths: _Captions, texts: _Captions, timeout_seconds: float) -> _Results:
-    return [spice(list(truths.values()), [text for (text,) in texts.values()], _SPICE_JAR, timeout_seconds)]
-
-
+_SCORERS: dict[str, Callable[[_Captions, _Captions], _Results]] = {"bleu": _bleu, "rouge_l": _rouge_l, "cider": _cider}
 _JAVA_METRICS = ("meteor", "spice")
-_SCORERS: dict[str, Callable[[_Captions, _Captions, float], _Results]] = {
-    "bleu": _bleu,
-    "meteor": _meteor,
-    "rouge_l": _rouge_l,
-    "cider": _cider,
-    "spice": _spice,
-}
 _NAMES = {metric: (metric,) for metric in METRICS} | {"bleu": SCORES[:4]}

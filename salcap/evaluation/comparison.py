@@ -17,7 +17,7 @@ from salcap.datasets.captioned_videos import CaptionedItem, CaptionedSet
 from salcap.datasets.registry import load_captioned_set
 from salcap.evaluation.arm_records import arm_records
 from salcap.evaluation.bootstrap import DRAWS, Difference, paired_bootstrap
-from salcap.evaluation.captions import DEFAULT_METRICS, NOT_ASKED, SCORES, ScoreReport, bleu_of_counts, score_report
+from salcap.evaluation.captions import DEFAULT_METRICS, NOT_ASKED, SCORES, ScoreReport, bleu_of_counts, score_reports
 from salcap.evaluation.compare import (
     CONTROLS,
     NONE,
@@ -229,7 +229,7 @@ def judge(
         raise ValueError("no clip could be captioned in all arms")
     truths = {key: references[key] for key in keys}
     texts = {arm: {key: str(run.captions[key].text) for key in keys} for arm, run in runs.items()}
-    reports = {arm: score_report(truths, texts[arm], metrics) for arm in runs}
+    reports = dict(zip(runs, score_reports(truths, list(texts.values()), metrics), strict=True))
     rows = []
     for arm, run in runs.items():
         against = {

@@ -18,6 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+import numpy as np
+
 T = TypeVar("T")
 
 
@@ -43,11 +45,11 @@ def ptb_tokenize(captions: Sequence[str], jar: Path, timeout_seconds: float) -> 
 
 
 def meteor(
-    references: Sequence[Sequence[str]], candidates: Sequence[str], jar: Path, timeout_seconds: float
-) -> tuple[float, list[float]]:
-    """METEOR 1.5 (Denkowski and Lavie, 2014) of tokenised captions: of the whole set, and of each."""
+    references: Sequence[Sequence[str]], sets: Sequence[Sequence[str]], jar: Path, timeout_seconds: float
+) -> list[tuple[float, list[float]]]:
+    """METEOR 1.5 (Denkowski and Lavie, 2014) of sets of tokenised captions: of each whole set, and of its captions."""
 
-    def talk(process: subprocess.Popen[bytes]) -> list[float]:
+    def score(process: subprocess.Popen[bytes], candidates: Sequence[str]) -> tuple[float, list[float]]:
         questions = []
         for texts, candidate in zip(references, candidates, strict=True):
             fields = [text.replace("|||", " ") for text in (*texts, candidate)]
@@ -59,18 +61,18 @@ def meteor(
             _write_line(process, "\n".join(several))
             statistics += [_read_line(process) for _ in several]
         _write_line(process, " ||| ".join(["EVAL", *statistics]))
-        return [float(_read_line(process)) for _ in range(len(candidates) + 1)]
+        *scores, whole = [float(_read_line(process)) for _ in range(len(candidates) + 1)]
+        return whole, scores
 
     # the paraphrase table's place is given, for where METEOR looks by itself it fails on a path with spaces
     arguments = ["-Xmx2G", "-jar", jar.name, "-", "-", "-stdio", "-l", "en", "-norm", "-a", "data/paraphrase-en.gz"]
-    *scores, score = run_java(arguments, jar.parent, timeout_seconds, talk)
-    return score, scores
+    return run_java(arguments, jar.parent, timeout_seconds, lambda process: [score(process, each) for each in sets])
 
 
 def spice(
-    references: Sequence[Sequence[str]], candidates: Sequence[str], jar: Path, timeout_seconds: float
-) -> tuple[float, list[float]]:
-    """SPICE 1.0 (Anderson et al., 2016) of tokenised captions: the mean F-score, and each one's.
+    references: Sequence[Sequence[str]], sets: Sequence[Sequence[str]], jar: Path, timeout_seconds: float
+) -> list[tuple[float, list[float]]]:
+    """SPICE 1.0 (Anderson et al., 2016) of sets of tokenised captions: the mean F-score, and each caption's.
 
     Raises:
         MetricError: also where the Stanford models, which do not come with pycocoevalcap, are not beside the jar.
@@ -80,7 +82,9 @@ def spice(
         raise MetricError(f"SPICE needs {' and '.join(missing)}, from Stanford CoreNLP 3.6.0 (2015-12-09)")
     items = [
         {"image_id": index, "test": candidate, "refs": list(texts)}
-        for index, (texts, candidate) in enumerate(zip(references, candidates, strict=True))
+        for index, (texts, candidate) in enumerate(
+            pair for candidates in sets for pair in zip(references, candidates, strict=True)
+        )
     ]
     with tempfile.TemporaryDirectory(prefix="salcap-spice-") as folder:
         asked, answered = Path(folder, "in.json"), Path(folder, "out.json")
@@ -89,8 +93,8 @@ def spice(
         run_java(arguments, jar.parent, timeout_seconds, lambda process: process.communicate())
         results = json.loads(answered.read_text(encoding="utf-8"))
     score_of = {item["image_id"]: float(item["scores"]["All"]["f"]) for item in results}
-    scores = [score_of[index] for index in range(len(items))]
-    return sum(scores) / len(scores), scores
+    scores = np.array([score_of[index] for index in range(len(items))]).reshape(len(sets), -1)
+    return [(float(each.mean()), each.tolist()) for each in scores]
 
 
 def run_java(

@@ -88,7 +88,7 @@ class FineTuning:
         keep_ratios: each step draws one of them, in the place of the weighting's own.
         see_little: learn to read few of the frames.
         frozen: beginnings of the names of parameters that stay as they are, such as "encoder.trunk".
-        prompt: what the captioner is asked, in training and, unless told otherwise, in use; None for its family's default.
+        prompt: what the captioner is asked, in training and, unless told otherwise, in use; None: its family's own.
         learned_gain: learn a factor of the weighting's strength, one number.
         batch_size: clips of a step, over all processes.
         accumulation_steps: parts that each process's share of a batch is split into, to save memory.
