@@ -263,6 +263,15 @@ def test_points_lie_where_the_axes_say():
     assert "one" in alone.words
 
 
+def test_times_far_apart_get_a_logarithmic_axis():
+    points = [Point(x, y, f"{x:g}", 0, 0) for x, y in ((30.0, 0.1), (90.0, 0.3), (270.0, 0.2))]
+    page = Page(scatter(points, "ms", "CIDEr", ""))
+    assert {"20", "50", "100", "200", "500", "ms, logarithmic"} <= set(page.words)
+    marks = [value for name, value in page.attributes if name == "transform" and "rotate" not in value]
+    left, middle, right = (float(mark[len("translate(") : -1].split()[0]) for mark in marks)
+    assert middle - left == pytest.approx(right - middle, abs=0.2)
+
+
 def test_command_writes_the_report(tmp_path, java, shared):
     root, out = shared / "data/captions/flickr8k", tmp_path / "out"
     options = ("--dataset", "flickr8k-val", "--root", root, "--limit", 2, "--num-beams", 1, "--metrics", "bleu,cider")

@@ -65,7 +65,9 @@ def compare(
     from salcap.evaluation.samples import SampleCollector
 
     if output is not None and output.exists():
-        if (output / "comparison.json").exists() or not can_go_on(output):
+        if (output / "comparison.json").exists():
+            fail(f"output {output} exists, and holds a finished comparison; name another folder")
+        if not can_go_on(output):
             fail(f"output {output} exists, and is no comparison to go on with; name another folder")
         say(f"going on with {output}")
     with wrong_use():

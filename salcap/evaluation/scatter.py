@@ -11,6 +11,7 @@ WIDTH, HEIGHT = 440, 360
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 20, 10, 42  # margins around the axes
 _LETTER, _LINE = 5.9, 12  # width and height that a letter of a label takes
 _RADIUS = 5
+_FAR = 5  # from which ratio of the greatest x to the least on the axis is logarithmic
 _ROUNDS = 4  # of labels that make room for each other
 _MARKS = (
     '<circle r="5"/>',
@@ -43,17 +44,21 @@ def key(mark: int | None = None, colour: int = 0) -> str:
 
 
 def scatter(points: Sequence[Point], x_name: str, y_name: str, description: str) -> str:
-    """The plot of one point or more.
+    """The plot of one point or more; where the greatest x is far above the least, its axis is logarithmic.
 
     Args:
         x_name, y_name: what the axes are called.
         description: for those who do not see it.
     """
-    x_ticks, y_ticks = _ticks([p.x for p in points]), _ticks([p.y for p in points])
+    values = [point.x for point in points]
+    logarithmic = max(values) > _FAR * min(values) > 0
+    x_ticks, y_ticks = (_log_ticks if logarithmic else _ticks)(values), _ticks([p.y for p in points])
     right, bottom = WIDTH - _RIGHT, HEIGHT - _BOTTOM
+    scale = math.log if logarithmic else float
 
     def across(x: float) -> float:
-        return _LEFT + (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]) * (right - _LEFT)
+        first, last = scale(x_ticks[0]), scale(x_ticks[-1])
+        return _LEFT + (scale(x) - first) / (last - first) * (right - _LEFT)
 
     def up(y: float) -> float:
         return bottom - (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (bottom - _TOP)
@@ -65,7 +70,8 @@ def scatter(points: Sequence[Point], x_name: str, y_name: str, description: str)
     for y in y_ticks:
         parts.append(f'<path class="grid" d="M{_LEFT} {up(y):.1f}H{right}"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{up(y) + 4:.1f}" text-anchor="end">{y:g}</text>')
-    parts.append(f'<text x="{(_LEFT + right) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x_name)}</text>')
+    title = x_name + ", logarithmic" * logarithmic
+    parts.append(f'<text x="{(_LEFT + right) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{escape(title)}</text>')
     middle = (_TOP + bottom) / 2
     parts.append(f'<text transform="translate(13 {middle}) rotate(-90)" text-anchor="middle">{escape(y_name)}</text>')
     places = [(across(point.x), up(point.y)) for point in points]
@@ -130,6 +136,15 @@ def _ticks(values: Sequence[float]) -> list[float]:
     first, last = math.floor((low - span / 20) / step), math.ceil((high + span / 20) / step)
     first = max(first, 0) if low >= 0 else first
     return [round(step * number, 12) for number in range(first, last + 1)]
+
+
+def _log_ticks(values: Sequence[float]) -> list[float]:
+    """1, 2, 5, 10, 20, ...: from below the least of the values to above the greatest."""
+    powers = range(math.floor(math.log10(min(values))) - 1, math.ceil(math.log10(max(values))) + 1)
+    ticks = [round(10.0**power * unit, 12) for power in powers for unit in (1, 2, 5)]
+    first = max(number for number, tick in enumerate(ticks) if tick < min(values))
+    last = min(number for number, tick in enumerate(ticks) if tick > max(values))
+    return ticks[first : last + 1]
 
 
 def _coloured(shape: str, colour: int) -> str:
