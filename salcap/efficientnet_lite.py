@@ -51,9 +51,10 @@ class InvertedResidual(nn.Module):
         self.residual = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x if self.expand is None else F.relu6(self.expand(x))
-        y = self.project(F.relu6(self.depthwise(y)))
-        return x + y if self.residual else y
+        # in place, for new memory costs a CPU as much as the arithmetic; no gradient needs what is overwritten
+        y = x if self.expand is None else F.relu6(self.expand(x), inplace=True)
+        y = self.project(F.relu6(self.depthwise(y), inplace=True))
+        return y.add_(x) if self.residual else y
 
 
 class EfficientNetLite(nn.Module):
@@ -104,7 +105,7 @@ class EfficientNetLite(nn.Module):
 
     def shallow(self, pixels: Tensor) -> list[Tensor]:
         """The maps of strides 4, 8 and 16 only."""
-        x = F.relu6(self.stem((pixels - MEAN) / STD))
+        x = F.relu6(self.stem((pixels - MEAN) / STD), inplace=True)
         features = []
         for count, block in enumerate(self.blocks[: self._ends[2]], start=1):
             x = block(x)

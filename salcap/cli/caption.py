@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from salcap.allocator import keep_freed_memory
 from salcap.cli.captioning import (
     MaxVisualTokens,
     MinKeep,
@@ -114,6 +115,7 @@ def caption(
 
             def load() -> Any:
                 nonlocal advance
+                keep_freed_memory()
                 captioner = load_captioner(
                     model, revision, saliency, mode, policy, keep_ratio, max_visual_tokens, min_keep, zoom, device
                 )
