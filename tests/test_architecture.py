@@ -48,6 +48,8 @@ ROWS = (
 SIDEWAYS = {
     ("captioners", "weighting"),
     ("corpus", "batching"),
+    ("demo", "evaluation"),
+    ("demo", "pictures"),
     ("evaluation", "doctor"),  # a receipt states versions
     ("evaluation", "corpus"),  # captions of a data set come by the corpus code path
     ("pictures", "evaluation"),  # what a captioner keeps is overheard by its witness
@@ -69,6 +71,7 @@ OWNERS = {
     "accelerate": ("distill/", "training/"),
     "av": ("pictures/video_writer.py", "video.py", "video_open.py"),
     "fsspec": ("record_parts.py",),
+    "gradio": ("demo/",),
     "pycocoevalcap": ("evaluation/captions.py",),
     "transformers": ("captioners/", "training/"),
     "typer": ("cli/",),

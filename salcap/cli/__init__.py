@@ -6,6 +6,7 @@ from salcap.cli import (  # noqa: F401
     benchmark_captioning,
     caption,
     compare,
+    demo,
     distill,
     evaluate,
     export,

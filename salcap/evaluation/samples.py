@@ -50,13 +50,14 @@ class SampleCollector:
         self.samples.append(Sample(clip.key, shown))
 
 
-def shrink(shown: Shown, aspect: float) -> Shown:
+def shrink(shown: Shown, aspect: float, most: int = _MOST_FRAMES) -> Shown:
     """Some of the frames, evenly spread, as small pictures.
 
     Args:
         aspect: width of the clip's own frames over their height; captioners may read them squeezed.
+        most: pictures.
     """
-    count = min(len(shown.frames), _MOST_FRAMES)
+    count = min(len(shown.frames), most)
     chosen = torch.arange(count) * len(shown.frames) // count
     height = round(_SIDE / max(aspect, 1.0))
     size = round(height * aspect), height
@@ -86,7 +87,7 @@ class Pictures:
         height, width = shown.frames.pixels.shape[-2:]
         drawings = []
         for index, seconds in enumerate(shown.frames.pts_seconds.tolist()):
-            image = f'width="{width}" height="{height}" href="{_data_uri(shown.frames.pixels[index])}"'
+            image = f'width="{width}" height="{height}" href="{data_uri(shown.frames.pixels[index])}"'
             name = self._images.setdefault(image, f"{self._name}-{len(self._images)}")
             veils, words = "", "all patches kept"
             if shown.patches is not None:
@@ -102,7 +103,7 @@ class Pictures:
         return f'<svg class="hidden" aria-hidden="true"><defs>{images}</defs></svg>'
 
 
-def _data_uri(pixels: Tensor) -> str:
+def data_uri(pixels: Tensor) -> str:
     """A frame (3, H, W) as JPEG."""
     file = io.BytesIO()
     Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=_JPEG_QUALITY)

@@ -117,7 +117,7 @@ def _painter(saliency: str | SaliencyModel | SaliencyCaptioner, show: str) -> Pa
     return HeatPainter(saliency, show == "overlay")
 
 
-def _shape(info: VideoInfo, most: int) -> Size:
+def picture_size(info: VideoInfo, most: int) -> Size:
     """(height, width) of a video's pictures with square pixels, the shorter side ``most`` pixels at most."""
     turned = info.rotation in (90, 270)
     width = info.width * (1 / info.sample_aspect_ratio if turned else info.sample_aspect_ratio)
@@ -126,7 +126,7 @@ def _shape(info: VideoInfo, most: int) -> Size:
 
 
 def _sheet(painter: Painter, frames: Frames, info: VideoInfo) -> ContactSheet:
-    height, width = size = _shape(info, TILE_SIDE)
+    height, width = size = picture_size(info, TILE_SIDE)
     pictures = []
     for pixels, brush in zip(frames.pixels.permute(0, 2, 3, 1).numpy(), painter.look(frames, size), strict=True):
         tile = Image.fromarray(np.ascontiguousarray(pixels)).resize((width, height), Image.Resampling.BICUBIC)
@@ -141,7 +141,7 @@ def _write_video(
     path: Path, painter: Painter, info: VideoInfo, clip: dict[str, Any], progress: Progress | None
 ) -> tuple[int, float, float]:
     """Returns the number of frames, the time of the first one, and when the last one goes."""
-    height, width = _shape(info, _VIDEO_SIDE)
+    height, width = picture_size(info, _VIDEO_SIDE)
     size = height + height % 2, width + width % 2  # yuv420p halves both
     first, last, count = None, 0.0, 0
     end = min(info.duration_seconds, clip["end_seconds"] or info.duration_seconds)

@@ -1,0 +1,51 @@
+"""``salcap demo``."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+from typing import Annotated
+
+import typer
+
+from salcap.cli.console import app, wrong_use
+
+
+@app.command()
+def demo(
+    videos: Annotated[
+        list[str] | None, typer.Argument(help="Videos to pick from on the page: files, folders or glob patterns.")
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="A captioner to choose beside salcap-mini: a hub id or folder.")
+    ] = None,
+    saliency: Annotated[
+        list[str] | None,
+        typer.Option(help="A backbone beside the registered ones: path/to/file.py:function."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Default: the first free one from 7860.")] = None,
+    max_upload_mb: Annotated[int, typer.Option(min=1, help="Largest upload, in MB.")] = 200,
+) -> None:
+    """Open a page on this machine: captions, heat maps and kept patches of a video; Ctrl-C ends it."""
+    from salcap.demo.server import serve
+    from salcap.manifest import find_items
+
+    with wrong_use():
+        picks = find_items(videos or [])
+        for item in picks:
+            if item.id != item.path:
+                raise ValueError(f"the page takes whole videos, got {item.id}")
+        with (
+            serve(
+                [item.path for item in picks],
+                model or (),
+                saliency or (),
+                device=device,
+                port=port,
+                max_upload_mb=max_upload_mb,
+            ) as address,
+            suppress(KeyboardInterrupt),
+        ):
+            print(address, flush=True)
+            threading.Event().wait()
