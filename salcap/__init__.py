@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from salcap.evaluation.comparison import compare
     from salcap.frames import Frames
     from salcap.inspection import inspect
-    from salcap.pipeline import SaliencyCaptioner
+    from salcap.pipeline import pipeline
     from salcap.saliency import SaliencyModel, create_saliency, list_saliency, register_saliency
     from salcap.saliency.metrics import score_saliency
+    from salcap.saliency_captioner import SaliencyCaptioner
     from salcap.video import VideoDecodeError, read_frames
 
 __version__ = "0.1.0"
@@ -37,6 +38,7 @@ __all__ = [
     "create_saliency",
     "inspect",
     "list_saliency",
+    "pipeline",
     "read_frames",
     "register_saliency",
     "score_captions",
@@ -46,7 +48,7 @@ __all__ = [
 _HOMES = {
     "Caption": "salcap.caption",
     "Frames": "salcap.frames",
-    "SaliencyCaptioner": "salcap.pipeline",
+    "SaliencyCaptioner": "salcap.saliency_captioner",
     "SaliencyModel": "salcap.saliency",
     "VideoDecodeError": "salcap.video",
     "Weighting": "salcap.config",
@@ -65,8 +67,8 @@ register_when_imported()
 
 
 def __getattr__(name: str) -> Any:
-    if name == "ray":  # the module; Ray itself is imported where it is used
-        return import_module("salcap.ray")
+    if name in ("pipeline", "ray"):  # modules; the first can be called, the second imports Ray where it is used
+        return import_module(f"salcap.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'salcap' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

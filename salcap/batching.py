@@ -13,7 +13,7 @@ from itertools import islice
 from salcap.caption import Caption
 from salcap.frames import Frames
 from salcap.manifest import Item
-from salcap.pipeline import ClipSource
+from salcap.sources import ClipSource
 
 HORIZON = 4  # batches' worth of clips among which those that go together are looked for
 
@@ -105,12 +105,14 @@ class ByTokens:
         self._per_frame = 0.0
 
     def wants(self, waiting: Sequence[ComingClip], num_workers: int) -> bool:
+        """Whether one more clip is to be read ahead: until enough are known to choose among."""
         if len(waiting) <= num_workers:
             return True
         enough = (HORIZON + 1) * self.tokens
         return self._per_frame > 0 and sum(self._expected(clip) for clip in waiting) < enough
 
     def choose(self, waiting: Iterator[ComingClip]) -> list[ComingClip]:
+        """The next batch: the first clip, and of those that wait behind it the likest that fit with it."""
         first = next(waiting)
         if first.shape is None or not self._per_frame:
             return [first]
@@ -126,15 +128,18 @@ class ByTokens:
         return batch
 
     def learn(self, clip: ComingClip, caption: Caption) -> None:
+        """Be told how many tokens a clip had, for those of its shape that follow."""
         if clip.shape is not None and caption.visual_tokens:
             self._known[clip.shape] = max(caption.visual_tokens, self._known.get(clip.shape, 0))
             self._per_frame = max(self._per_frame, caption.visual_tokens / self._length(clip))
 
     def shrink(self, clips: Sequence[ComingClip]) -> None:
+        """Make no batches that cost more than this one any more."""
         self.tokens = min(self.tokens, int(self._cost(clips)))
 
     @property
     def shrunk(self) -> str | None:
+        """What is left of the budget, in words; None where that is all of it."""
         return None if self.tokens == self._asked else f"batch_tokens {self.tokens}"
 
     def _length(self, clip: ComingClip) -> int:

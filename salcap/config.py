@@ -73,6 +73,7 @@ class Weighting:
 
     @property
     def modes(self) -> tuple[str, ...]:
+        """The modes that ``mode`` joins."""
         return tuple(self.mode.split("+"))
 
 

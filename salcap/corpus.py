@@ -25,9 +25,10 @@ from salcap.caption import Caption
 from salcap.datasets.captioned_videos import CaptionedSet
 from salcap.frames import Frames
 from salcap.manifest import Item, check_unique
-from salcap.pipeline import ClipSource, SaliencyCaptioner
 from salcap.reading import ReaderPool
 from salcap.records import Record, RecordFile, check_settings, count_errors, merge_records, read_records
+from salcap.saliency_captioner import SaliencyCaptioner
+from salcap.sources import ClipSource
 from salcap.stills import read_still
 from salcap.video import DEFAULT_LIMITS, VideoLimits, read_frames
 from salcap.windows import Window, Windows, check_windows, item_windows
@@ -58,6 +59,7 @@ class CorpusSummary:
 
     @property
     def num_failed(self) -> int:
+        """Items that failed, of whatever class of error."""
         return sum(self.errors.values())
 
 

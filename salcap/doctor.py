@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -15,7 +16,7 @@ _CORE = (
     *("torch", "transformers", "av", "numpy", "pycocoevalcap", "accelerate", "safetensors", "huggingface_hub"),
     *("typer", "rich", "pyyaml", "pillow"),
 )
-_CAPTIONER_FILES = ("generation_config.json", "preprocessor_config.json", "tokenizer.json")
+_WEIGHTS = Path(__file__).parent / "weights"
 _EXTRAS = {
     "onnx": "onnxruntime",
     "openvino": "openvino",
@@ -48,8 +49,7 @@ def examine() -> dict[str, Any]:
         problems.append(
             "no Java: METEOR and SPICE need it (any Java from 8 on); captioning and the other scores do not"
         )
-    if not weights:
-        problems.append("the bundled weights are missing or not whole: reinstall salcap")
+    problems += [f"bundled {file} is {how}: reinstall salcap" for file, how in bundled_faults().items()]
     return {
         "salcap": package_version("salcap"),
         "python": sys.version.split()[0],
@@ -67,12 +67,21 @@ def examine() -> dict[str, Any]:
 
 def bundled_weights() -> dict[str, float]:
     """Bundled models that are whole, and their size in MiB."""
-    found = {}
-    for path in sorted((Path(__file__).parent / "weights").glob("*/model.safetensors")):
-        needed = ("config.json", *(_CAPTIONER_FILES if path.parent.name.startswith("salcap-") else ()))
-        if all((path.parent / name).is_file() for name in needed):
-            found[path.parent.name] = round(path.stat().st_size / 2**20, 2)
-    return found
+    broken = {file.partition("/")[0] for file in bundled_faults()}
+    whole = [path for path in sorted(_WEIGHTS.glob("*/model.safetensors")) if path.parent.name not in broken]
+    return {path.parent.name: round(path.stat().st_size / 2**20, 2) for path in whole}
+
+
+def bundled_faults(folder: Path = _WEIGHTS) -> dict[str, str]:
+    """Files of the bundled models that are "missing" or "changed", by their SHA-256 in ``SHA256SUMS``."""
+    faults = {}
+    for line in (folder / "SHA256SUMS").read_text().splitlines():
+        digest, name = line.split()
+        if not (folder / name).is_file():
+            faults[name] = "missing"
+        elif hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
+            faults[name] = "changed"
+    return faults
 
 
 def package_version(package: str) -> str | None:

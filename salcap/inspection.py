@@ -68,9 +68,11 @@ class Inspection:
 
     @property
     def passed(self) -> bool:
+        """Whether no check failed; one that could not run does not count."""
         return all(check.passed is not False for check in self.checks.values())
 
     def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
         return {**asdict(self), "passed": self.passed}
 
 

@@ -84,6 +84,7 @@ def find_items(
 
 
 def check_unique(items: Sequence[Item]) -> list[Item]:
+    """The items as a list; a ValueError where two have one id."""
     seen: set[str] = set()
     for item in items:
         if item.id in seen:

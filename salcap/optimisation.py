@@ -88,6 +88,7 @@ class WeightAverage:
         return {name: p.detach() for name, p in self._learnt.items()}
 
     def update(self) -> None:
+        """Take in the weights as a step left them."""
         self._num_updates += 1
         decay = min(self.decay, (1 + self._num_updates) / (10 + self._num_updates))
         averaged = [name for name, value in self.values.items() if value.is_floating_point()]
@@ -97,9 +98,11 @@ class WeightAverage:
             self.values[name].copy_(self._learnt[name])
 
     def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
         return {"values": self.values, "num_updates": self._num_updates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint's `state_dict`."""
         self.values, self._num_updates = state["values"], state["num_updates"]
 
     def put(self, values: Mapping[str, Tensor]) -> None:
@@ -126,12 +129,14 @@ class Means:
         self._steps, self._started = 0, time.monotonic()
 
     def add(self, values: Mapping[str, float]) -> None:
+        """Take in what a step reports; steps may report different keys."""
         self._steps += 1
         for key, value in values.items():
             self._sums[key] = self._sums.get(key, 0.0) + value
             self._counts[key] = self._counts.get(key, 0) + 1
 
     def means(self) -> dict[str, float]:
+        """The mean of each key over the steps that reported it."""
         return {key: round(value / self._counts[key], 4) for key, value in self._sums.items()}
 
     def rate(self) -> float:

@@ -84,6 +84,7 @@ def _parquet(records: Iterable[Record], path: Path) -> None:
 
 
 def import_pyarrow() -> tuple[Any, Any]:
+    """The modules pyarrow and pyarrow.parquet, or an ImportError that names the extra to install."""
     try:
         import pyarrow
         import pyarrow.parquet

@@ -21,10 +21,10 @@ import numpy as np
 from salcap.caption import Caption
 from salcap.corpus import BatchCaptioner, CorpusSummary, open_readers
 from salcap.manifest import Item, find_items
-from salcap.pipeline import SaliencyCaptioner
 from salcap.reading import ReaderPool
 from salcap.record_parts import RecordParts
 from salcap.records import Record, count_errors
+from salcap.saliency_captioner import SaliencyCaptioner
 from salcap.video import DEFAULT_LIMITS, VideoLimits
 
 TASK_ITEMS = 32  # clips that a worker takes at once, and that are captioned again where it dies

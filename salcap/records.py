@@ -23,6 +23,7 @@ class WindowTally:
         self._last: dict[str, int] = {}
 
     def add(self, record: Record) -> None:
+        """Count a record; one that is of no window is passed over."""
         if "video" in record:
             self._ids.setdefault(record["video"], {})[record["window"]] = record["id"]
             if record["is_last_window"]:
@@ -82,6 +83,7 @@ class RecordFile:
         self.close()
 
     def close(self) -> None:
+        """Close the file and give it free to other runs; settings without a record are removed."""
         if self._file is not None:
             os.close(self._file)
         if not os.fstat(self._lock).st_size:  # nothing was begun
@@ -163,6 +165,7 @@ def parse_records(lines: Iterable[str], name: str | Path) -> Iterator[Record]:
 
 
 def to_line(record: Record) -> bytes:
+    """A record as a line of JSON, with its end of line; what is no Unicode is replaced."""
     return (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "replace")
 
 
@@ -240,6 +243,7 @@ def _replace_records(path: Path, records: Iterator[Record]) -> int:
 
 
 def settings_path(path: Path) -> Path:
+    """Where the settings of a record file are kept: beside it."""
     return path.with_name(f"{path.name}.settings")
 
 
@@ -288,6 +292,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 
 def check_settings(path: Path, settings: dict[str, Any]) -> None:
+    """Refuse to go on with a record file that was made with other settings, see `compare_settings`."""
     compare_settings(path, _read_settings(path), settings)
 
 

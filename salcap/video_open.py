@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 import time
@@ -23,6 +24,8 @@ _log_lock = threading.Lock()
 def open_container(path: VideoPath, max_pixels: int) -> Any:
     """Open a local file: the formats of FORMATS, no other protocol, no data that it keeps in other files."""
     source: Any = path
+    if isinstance(path, io.TextIOBase):
+        raise ValueError("a file opened as text; open it with mode 'rb'")
     if hasattr(path, "read"):
         source.seek(0)
     else:
@@ -32,6 +35,7 @@ def open_container(path: VideoPath, max_pixels: int) -> Any:
 
 
 def words_of(error: Exception) -> str:
+    """What an error says, its type's name where that is nothing."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 

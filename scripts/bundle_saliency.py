@@ -1,7 +1,8 @@
 """Put a trained saliency backbone into the package, in half precision: bundle_saliency.py NAME FOLDER
 
 NAME is one of salcap.saliency.trainable, FOLDER what `salcap distill` wrote ("output/model"). Prints the largest
-difference that half precision makes to a log-density of random frames. The card is written by hand.
+difference that half precision makes to a log-density of random frames. The card is written by hand, and the hashes by
+`cd salcap/weights && sha256sum */*.json */*.safetensors >SHA256SUMS`.
 """
 
 from __future__ import annotations

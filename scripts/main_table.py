@@ -30,7 +30,7 @@ from salcap.datasets.registry import load_captioned_set
 from salcap.evaluation.bootstrap import Difference, paired_bootstrap
 from salcap.evaluation.captions import ScoreReport, bleu_of_counts, score_reports
 from salcap.evaluation.receipt import read_receipts
-from salcap.pipeline import SaliencyCaptioner
+from salcap.saliency_captioner import SaliencyCaptioner
 from salcap.training.finetune import FineTuner
 from salcap.training.finetune_settings import FineTuning
 from salcap.video import read_frames

@@ -31,7 +31,7 @@ from salcap.datasets.captioned_images import load_captioned_images
 from salcap.datasets.registry import load_captioned_set
 from salcap.evaluation.bootstrap import paired_bootstrap
 from salcap.evaluation.captions import score_reports
-from salcap.pipeline import SaliencyCaptioner
+from salcap.saliency_captioner import SaliencyCaptioner
 from salcap.training.finetune import FineTuner
 from salcap.training.finetune_settings import FineTuning
 

@@ -26,7 +26,7 @@ from salcap.datasets.registry import load_captioned_set
 from salcap.evaluation.bootstrap import paired_bootstrap
 from salcap.evaluation.captions import score_report
 from salcap.evaluation.evaluate import describe_runs, evaluate_set
-from salcap.pipeline import SaliencyCaptioner
+from salcap.saliency_captioner import SaliencyCaptioner
 
 VIEW, EQUAL, FULL = 112, 160, 224  # pixels
 ZOOMED = {name: {"mode": "zoom", "saliency": name} for name in ("uva_net", "effnet_teacher", "center", "random")}

@@ -21,8 +21,8 @@ from salcap import Caption, Frames, SaliencyCaptioner
 from salcap.batching import ByTokens, ComingClip
 from salcap.corpus import caption_corpus
 from salcap.manifest import Item
-from salcap.pipeline import ClipSource
 from salcap.records import read_records
+from salcap.sources import ClipSource
 
 LENGTHS = [8, 8, 1, 3, 8, 2, 2, 8, 1, 8, 3, 3, 8, 8, 2, 1, 8, 8, 1, 3, 8, 8, 2, 8]
 NAMES = [f"{length}-{number}.mp4" for number, length in enumerate(LENGTHS)]

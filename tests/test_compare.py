@@ -21,8 +21,8 @@ from salcap.evaluation.compare import NONE, Arm, ArmRun, list_arms, run_arms
 from salcap.evaluation.comparison import judge, verdict
 from salcap.evaluation.evaluate import describe_runs
 from salcap.frames import Frames
-from salcap.pipeline import SaliencyCaptioner
 from salcap.saliency import SaliencyModel, create_saliency
+from salcap.saliency_captioner import SaliencyCaptioner
 
 SET = create_set("videos", None, [CaptionedItem("0", None, ("a cat",))])
 ARMS = [

@@ -21,7 +21,8 @@ from salcap.datasets.registry import load_captioned_set
 from salcap.evaluation.captions import score_report
 from salcap.evaluation.provenance import weights_sha256
 from salcap.evaluation.receipt import Receipt, read_receipts, verify_receipt, write_receipts
-from salcap.pipeline import ClipSource, SaliencyCaptioner
+from salcap.saliency_captioner import SaliencyCaptioner
+from salcap.sources import ClipSource
 
 
 @pytest.fixture(scope="module")

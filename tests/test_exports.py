@@ -57,6 +57,35 @@ def test_importing_salcap_is_light() -> None:
     assert loaded.split() == []
 
 
+def test_help_loads_no_model_code() -> None:
+    heavy = (*HEAVY, "torch", "torchvision", "transformers")
+    code = f"""
+import sys
+from salcap.cli import main
+sys.argv = ["salcap", "--help"]
+try:
+    main()
+finally:
+    print("loaded:", *[name for name in {heavy} if name in sys.modules])
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert (run.returncode, run.stdout.splitlines()[-1].split()) == (0, ["loaded:"]), run.stderr
+    assert "caption" in run.stdout
+
+
+def test_importing_salcap_changes_nothing_around_it() -> None:
+    code = """
+import logging, os, random, sys, warnings
+def around():
+    loggers = (logging.root.level, list(logging.root.handlers))
+    return dict(os.environ), os.getcwd(), loggers, list(warnings.filters), random.getstate(), sys.excepthook, sys.stdout
+before = around()
+import salcap
+assert around() == before
+"""
+    assert run_python(code) == ""
+
+
 def test_reading_and_saliency_need_no_transformers() -> None:
     code = "import sys, salcap; salcap.read_frames; salcap.create_saliency('uniform'); salcap.Weighting()"
     loaded = run_python(f"{code}; print(*[name for name in ('torchvision', 'transformers') if name in sys.modules])")

@@ -14,8 +14,8 @@ from salcap.config import Weighting
 from salcap.evaluation.compare import NONE, Arm, run_arms
 from salcap.evaluation.faithfulness import HALF, FaithfulnessMeter, greedy_tokens, log_prob, negated
 from salcap.frames import Frames
-from salcap.pipeline import SaliencyCaptioner
 from salcap.saliency import SaliencyModel, create_saliency
+from salcap.saliency_captioner import SaliencyCaptioner
 
 FAMILIES = {**tiny_models.FAMILIES, "mini": tiny_models.mini, "blip_2": tiny_multimodal.FAMILIES["blip_2"]}
 FAMILIES |= {name: tiny_multimodal.FAMILIES[name] for name in ("internvl", "qwen2_vl")}

@@ -21,8 +21,8 @@ from salcap.evaluation.samples import Pictures, Sample, shrink
 from salcap.evaluation.scatter import Point, place_labels, scatter
 from salcap.evaluation.witness import KeptPatches, Shown, show
 from salcap.frames import Frames
-from salcap.pipeline import SaliencyCaptioner
 from salcap.saliency import SaliencyModel
+from salcap.saliency_captioner import SaliencyCaptioner
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 EVIL = '<script>alert("&")</script>'

@@ -52,9 +52,11 @@ class LlavaOnevisionCaptioner(MultimodalCaptioner):
         return self.model.model.apply_pooling(patches)
 
     def before_pooling(self, states: Tensor) -> Tensor:
+        """What the encoder's states become before they are pooled."""
         return self.model.model.multi_modal_projector(states)
 
     def after_pooling(self, pooled: Tensor) -> Tensor:
+        """What pooled states become, for the language model to read."""
         return pooled
 
     def finish(self, batch: ClipBatch, index: int, plan: ClipTokens, clip: ClipFeatures) -> ClipFeatures:

@@ -107,6 +107,7 @@ class MultimodalCaptioner(CaptionerFamily):
         return Generation(output, expected, encode_ms, length)
 
     def scale(self, plans: Sequence[ClipTokens], clips: list[ClipFeatures]) -> list[ClipFeatures]:
+        """The clips' tokens as mode "scale" leaves them; as they are without it."""
         if "scale" not in plans[0].weighting.modes:
             return clips
         return [list(plan.scale(torch.cat(clip)).split(plan.counts)) for plan, clip in zip(plans, clips, strict=True)]
@@ -171,6 +172,7 @@ class MultimodalCaptioner(CaptionerFamily):
         return self.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)))["input_ids"]
 
     def chat(self, frames: Frames, prompt: str) -> str:
+        """The model's prompt for a clip by its chat template, a placeholder standing for the visual tokens."""
         if self.chat_template is None:
             raise ValueError(f"{self.name} has no chat template: set tokenizer.chat_template")
         content = [*self.chat_visuals(frames), {"type": "text", "text": prompt}]
@@ -182,10 +184,12 @@ class MultimodalCaptioner(CaptionerFamily):
         )
 
     def chat_visuals(self, frames: Frames) -> list[dict[str, str]]:
+        """What the chat template is told of a clip: one video."""
         return [{"type": "video"}]
 
     @property
     def placeholder_token(self) -> str:
+        """The token that stands for a visual token in the text."""
         return self.tokenizer.convert_ids_to_tokens(self.placeholder_id)
 
     @property

@@ -43,6 +43,7 @@ class PackedFrames(FramePreprocessor):
 
     @property
     def side(self) -> int:
+        """Side of a group in patches, which become one token."""
         return self.merge_size or self.image_processor.merge_size
 
     @property
@@ -80,6 +81,7 @@ class PackedCaptioner(MultimodalCaptioner):
         return plans, [[next(frames) for _ in plan.counts] for plan in plans]
 
     def encode_pruned(self, batch: ClipBatch, plans: Sequence[ClipTokens], patches: Tensor) -> Tensor:
+        """Run the vision encoder on the groups that are kept, each at its place in the frame."""
         places = self.pruned_places(batch, plans)
         return self.run_tower(self.prune_patches(batch, plans, patches), **places)
 

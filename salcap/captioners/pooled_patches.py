@@ -38,6 +38,7 @@ class PooledFrame:
 
     @property
     def length(self) -> int:
+        """Patches that the encoder sees, coarse ones among them."""
         return len(self.used) + len(self.coarse)
 
 

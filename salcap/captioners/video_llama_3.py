@@ -17,7 +17,9 @@ LEAST_CHANGE = 0.1  # of a group's mean value, in 1 / 255, for its token to be r
 
 
 class VideoPatches(PackedFrames):
-    merge_size = 2  # images have 1
+    """Frames packed as this family's video processor does it: 2 x 2 patches a token."""
+
+    merge_size = 2  # of images the processor makes groups of 1
 
 
 class VideoLlama3Captioner(PackedCaptioner):

@@ -78,10 +78,12 @@ class ClipTokens:
 
     @property
     def prunes(self) -> bool:
+        """Whether any token is dropped or merged."""
         return bool(self._choices)
 
     @property
     def num_tokens(self) -> int:
+        """Tokens of the clip, over all frames."""
         return sum(self.counts)
 
     def num_kept(self, frame: int) -> int:

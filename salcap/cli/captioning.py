@@ -34,7 +34,8 @@ def load_captioner(
     zoom: float | None,
     device: str | None,
 ) -> Any:
-    from salcap.pipeline import SaliencyCaptioner
+    """The captioner that a command's options name."""
+    from salcap.saliency_captioner import SaliencyCaptioner
 
     return SaliencyCaptioner.from_pretrained(
         model,

@@ -42,6 +42,7 @@ def wrong_use() -> Iterator[None]:
 
 
 def fail(message: str) -> NoReturn:
+    """End the command with a message and exit status 2."""
     say(f"salcap: {message}")
     raise typer.Exit(2)
 
@@ -88,10 +89,12 @@ class _Rate(ProgressColumn):
 
 
 def number(value: float | None) -> str:
+    """A score for a table, - for one that is not there."""
     return "-" if value is None else f"{value:.4f}"
 
 
 def print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """A table of rich's on standard output."""
     table = Table(*columns)
     for row in rows:
         table.add_row(*row)
@@ -107,4 +110,5 @@ def print_columns(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> Non
 
 
 def given(**values: Any) -> dict[str, Any]:
+    """The options that were given: those that are not None."""
     return {name: value for name, value in values.items() if value is not None}

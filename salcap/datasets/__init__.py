@@ -1,0 +1,1 @@
+"""Data sets: captioned videos and photographs, and where people look."""

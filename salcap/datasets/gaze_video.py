@@ -35,6 +35,7 @@ class GazeClip:
 
     @property
     def num_frames(self) -> int:
+        """Frames for which there is gaze."""
         return int(self.gaze.shape[2])
 
     def gaze_in(

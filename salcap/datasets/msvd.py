@@ -86,7 +86,7 @@ def _read_captions(path: Path, keys: dict[str, str]) -> dict[str, tuple[str, ...
 
 
 def _read_sources(root: Path) -> dict[str, _Source]:
-    """ "vid1" -> its source, of either file; empty where there is none."""
+    """``vid1`` -> its source, of either file; empty where there is none."""
     path = find_file(root, (_IDS, _MAPPING))
     if path is None:
         return {}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from salcap.evaluation.compare import Arm, arm_pipeline
-from salcap.pipeline import SaliencyCaptioner
 from salcap.saliency import SaliencyModel, create_saliency
+from salcap.saliency_captioner import SaliencyCaptioner
 
 _BLANK = np.zeros((2, 64, 64, 3), np.uint8)  # backbones may have another network for clips than for one frame
 

@@ -112,6 +112,7 @@ def overlay(role: str, backbone: str, path: Path, words: str) -> str:
 
 
 def overlay_failed(role: str, backbone: str, words: str) -> str:
+    """In an overlay's place, why there is none."""
     name = f"{role.title()}: {escape(backbone)}"
     return f'<div class="card"><strong>{name}</strong><p class="alarm">{escape(words)}</p></div>'
 

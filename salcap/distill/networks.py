@@ -74,6 +74,7 @@ class TeacherFeatures:
         return batch.view.of(stored).to(batch.pixels.device)
 
     def channels(self, name: str) -> int:
+        """C, the channels of a teacher's features."""
         return int(self.of(name).shape[1])
 
     def of(self, name: str) -> np.ndarray:

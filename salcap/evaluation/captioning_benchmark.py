@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from salcap.evaluation.instruments import peak_rise_mib, percentiles
 from salcap.evaluation.saliency_benchmark import count_macs, input_size_of
-from salcap.pipeline import SaliencyCaptioner
 from salcap.saliency import create_saliency
+from salcap.saliency_captioner import SaliencyCaptioner
 
 KEEP_RATIOS = (1.0, 0.75, 0.5, 0.25)
 STUDENT = "uva_net"
@@ -107,6 +107,7 @@ class CaptioningBenchmark:
     missing: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
         return {"benchmark": "captioning", **asdict(self)}
 
 

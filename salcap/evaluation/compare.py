@@ -14,10 +14,10 @@ from torch import Tensor
 from salcap.caption import Caption
 from salcap.evaluation.instruments import peak_rise_mib
 from salcap.frames import Frames
-from salcap.pipeline import SaliencyCaptioner
 from salcap.records import RecordFile, read_records
 from salcap.saliency import SaliencyModel, create_saliency
 from salcap.saliency.model import FramesLike
+from salcap.saliency_captioner import SaliencyCaptioner
 
 CONTROLS = ("random", "pool")  # policies that look at no map
 
@@ -40,6 +40,7 @@ class Arm:
 
     @property
     def name(self) -> str:
+        """What tables and records call it."""
         how = self.mode if self.policy is None else f"{self.policy} {self.keep_ratio:g}"
         if self.policy is not None and self.mode != "prune":
             how = f"{self.mode} {how}"
@@ -47,6 +48,7 @@ class Arm:
 
     @property
     def is_control(self) -> bool:
+        """Whether it drops tokens without looking at a map."""
         return self.mode == "prune" and self.policy in CONTROLS
 
 
@@ -216,6 +218,7 @@ class Clip:
         self._frames: dict[str, Frames] = {}
 
     def frames(self, pipeline: SaliencyCaptioner) -> Frames:
+        """The clip's frames at the size that a pipeline reads, from memory where another one read that."""
         options = pipeline.read_options
         if str(options) not in self._frames:
             self._frames[str(options)] = replace(self.read(**options), source=self.key)

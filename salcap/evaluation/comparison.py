@@ -32,8 +32,8 @@ from salcap.evaluation.compare import (
 from salcap.evaluation.evaluate import describe_runs
 from salcap.evaluation.faithfulness import Faithfulness, FaithfulnessMeter
 from salcap.evaluation.instruments import percentiles
-from salcap.pipeline import SaliencyCaptioner
 from salcap.saliency import SaliencyModel, create_saliency
+from salcap.saliency_captioner import SaliencyCaptioner
 from salcap.stills import read_still
 from salcap.video import read_frames
 
@@ -97,6 +97,7 @@ class Comparison:
     missing_scores: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
         return asdict(self)
 
 

@@ -15,8 +15,8 @@ from salcap.datasets.captioned_videos import CaptionedSet, captions_sha256, desc
 from salcap.evaluation.captions import NOT_ASKED, score_report
 from salcap.evaluation.provenance import hardware, versions, weights_sha256
 from salcap.evaluation.receipt import Receipt, RunSettings
-from salcap.pipeline import SaliencyCaptioner
 from salcap.records import Record, read_records
+from salcap.saliency_captioner import SaliencyCaptioner
 
 
 class MissingItemsError(RuntimeError):

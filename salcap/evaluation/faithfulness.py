@@ -23,8 +23,8 @@ from salcap.evaluation.bootstrap import DRAWS, Difference, paired_bootstrap
 from salcap.evaluation.compare import NONE, Arm, Clip
 from salcap.evaluation.witness import show, without_lengths
 from salcap.frames import Frames
-from salcap.pipeline import SaliencyCaptioner
 from salcap.records import Record, RecordFile, read_records
+from salcap.saliency_captioner import SaliencyCaptioner
 
 HALF = Weighting("prune", policy="top", keep_ratio=0.5)
 _GREEDY = {"num_beams": 1, "do_sample": False}

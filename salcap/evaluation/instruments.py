@@ -13,7 +13,7 @@ import torch
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
-    """ "p50" and "p95": each the smallest value that such a share of all does not exceed."""
+    """``p50`` and ``p95``: each the smallest value that such a share of all does not exceed."""
     ordered = sorted(values)
     return {f"p{share}": ordered[math.ceil(share / 100 * len(ordered)) - 1] for share in (50, 95)}
 

@@ -50,6 +50,7 @@ class SaliencyEvaluation:
     per_item: dict[str, Scores] = field(repr=False)
 
     def to_dict(self, per_item: bool = True) -> dict[str, Any]:
+        """A JSON-ready dictionary; without ``per_item`` of the means alone."""
         record = asdict(self)
         if not per_item:
             del record["per_item"]

@@ -90,6 +90,7 @@ class SaliencyBenchmark:
     missing: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
         return {"benchmark": "saliency", **asdict(self)}
 
 
@@ -164,8 +165,10 @@ def benchmark_saliency(
 
 
 def count_macs(model: SaliencyModel, size: tuple[int, int]) -> int | None:
-    """Multiply-adds of a backbone's convolutions and matrix products for one frame of (height, width) ``size``; None
-    for a backbone without torch parameters, whose work torch does not see."""
+    """Multiply-adds of a backbone's convolutions and matrix products for one frame of (height, width) ``size``.
+
+    None for a backbone without torch parameters, whose work torch does not see.
+    """
     if not any(True for _ in model.parameters()):
         return None
     pixels = torch.zeros(1, 3, *size, device=model.device)
@@ -267,6 +270,7 @@ class _Backbone:
 
 
 def input_size_of(model: SaliencyModel) -> tuple[int, int]:
+    """(height, width) that a backbone works at; 64x64 of one that states none."""
     size = getattr(model, "input_size", None) or getattr(model, "size", None) or _NO_SIZE
     return int(size[0]), int(size[1])
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from salcap.evaluation.compare import Arm, Clip
 from salcap.evaluation.witness import KeptPatches, Shown, show
-from salcap.pipeline import SaliencyCaptioner
+from salcap.saliency_captioner import SaliencyCaptioner
 
 _SIDE = 224  # pixels of a picture's longer side
 _MOST_FRAMES = 4  # of a clip that are drawn

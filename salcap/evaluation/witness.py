@@ -13,7 +13,7 @@ from torch import Tensor
 from salcap.captioners.base import Captioner, GeneratedText
 from salcap.config import Weighting
 from salcap.frames import Frames
-from salcap.pipeline import SaliencyCaptioner
+from salcap.saliency_captioner import SaliencyCaptioner
 from salcap.weighting import PatchSelection, recorded_selections
 from salcap.weighting.pooling import Box, Grid
 
@@ -65,6 +65,7 @@ def show(pipeline: SaliencyCaptioner, frames: Frames, request: Mapping[str, Any]
 
 
 def without_lengths(request: Mapping[str, Any]) -> dict[str, Any]:
+    """A captioning request without its keywords for the caption's length."""
     return {name: value for name, value in request.items() if name not in _LENGTHS}
 
 

@@ -19,8 +19,8 @@ from salcap.outputs import check_output
 from salcap.pictures.contact_sheet import TILE_SIDE, ContactSheet
 from salcap.pictures.painters import HeatPainter, Painter, PatchPainter, Size
 from salcap.pictures.video_writer import VideoWriter
-from salcap.pipeline import SaliencyCaptioner
 from salcap.saliency import SaliencyModel, create_saliency
+from salcap.saliency_captioner import SaliencyCaptioner
 from salcap.video import DEFAULT_LIMITS, VideoDecodeError, VideoInfo, VideoLimits, probe, read_frames, stream_frames
 
 SHOWS = ("overlay", "heat", "patches")

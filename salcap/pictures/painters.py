@@ -12,8 +12,8 @@ from salcap.evaluation.witness import show
 from salcap.frames import Frames
 from salcap.pictures.contact_sheet import TILE_SIDE, ContactSheet
 from salcap.pictures.painting import DROPPED, KEPT, MERGED, heat, paint_heat, paint_overlay, paint_patches
-from salcap.pipeline import DEFAULT_NUM_FRAMES, SaliencyCaptioner
 from salcap.saliency import SaliencyModel
+from salcap.saliency_captioner import DEFAULT_NUM_FRAMES, SaliencyCaptioner
 from salcap.views import view_size
 from salcap.weighting.pooling import WHOLE_FRAME
 
@@ -45,12 +45,14 @@ class Painter(Protocol):
     def look(self, frames: Frames, size: Size) -> list[Brush]:
         """A brush for each frame's picture of ``size``, (height, width)."""
 
-    def describe(self) -> str: ...
+    def describe(self) -> str:
+        """A line for the head of a contact sheet."""
 
-    def add_legend(self, sheet: ContactSheet) -> None: ...
+    def add_legend(self, sheet: ContactSheet) -> None:
+        """Tell on a contact sheet what the colours mean."""
 
 
-class HeatPainter:
+class HeatPainter(Painter):
     """Paints a backbone's maps, over the frames or alone."""
 
     part, context = _PART, 1  # backbones that see motion compare a frame with the one before
@@ -80,7 +82,7 @@ class HeatPainter:
         return paint_overlay(picture, values) if self._over_frames else paint_heat(values)
 
 
-class PatchPainter:
+class PatchPainter(Painter):
     """Paints what a captioner's "prune" leaves of its frames, by asking the captioner itself.
 
     Raises:

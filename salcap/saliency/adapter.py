@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from salcap.config import check_choice
 from salcap.saliency.model import SaliencyModel
 
 OUTPUTS = ("log_density", "density", "logits", "probability")
@@ -253,10 +253,3 @@ def _per_channel(name: str, value: float | Sequence[float]) -> Tensor:
     if values.numel() not in (1, 3) or values.ndim > 1 or not bool(values.isfinite().all()):
         raise ValueError(f"{name} must be one value or three, got {value}")
     return values.reshape(-1, 1, 1)
-
-
-def check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        close = difflib.get_close_matches(str(value), allowed, 1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"unknown {name} {value!r}, allowed: {', '.join(allowed)}{hint}")

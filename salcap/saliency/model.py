@@ -44,6 +44,7 @@ class SaliencyModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the backbone computes."""
         return self._anchor.device
 
     def forward(self, pixels: Tensor, pts_seconds: Tensor | None = None) -> Tensor:

@@ -202,8 +202,10 @@ def open_onnx(model: bytes | str) -> Network:
 
 
 def open_openvino(model: bytes | str, workers: int) -> Network:
-    """An ONNX or OpenVINO file, or the content of the former, in OpenVINO; as many calls may run side by side as it has
-    workers, of one thread each."""
+    """An ONNX or OpenVINO file, or the content of the former, in OpenVINO.
+
+    As many calls may run side by side as it has workers, of one thread each.
+    """
     import openvino
 
     core = openvino.Core()

@@ -53,12 +53,15 @@ def load_trained(name: str, checkpoint: str | Path | None = None, runtime: str =
 
 
 def effnet_teacher(checkpoint: str | Path | None = None) -> StreamModel:
+    """The teacher, see `load_trained`."""
     return load_trained("effnet_teacher", checkpoint)
 
 
 def uva_net(checkpoint: str | Path | None = None, runtime: str = "auto") -> StreamModel:
+    """The student, see `load_trained`."""
     return load_trained("uva_net", checkpoint, runtime)
 
 
 def uva_net_32(checkpoint: str | Path | None = None, runtime: str = "auto") -> StreamModel:
+    """The student at 32x32, see `load_trained`; no weights of it are bundled."""
     return load_trained("uva_net_32", checkpoint, runtime)

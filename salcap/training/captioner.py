@@ -53,6 +53,7 @@ class CaptionerTrainer:
         self.average = WeightAverage(self.model, settings.ema_decay)
 
     def load_data(self) -> TrainingData:
+        """Images, captions, maps and text as the settings name them."""
         return TrainingData(self.settings, self.accelerator, self.progress)
 
     def start_model(self) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor
 from salcap.datasets.captioned_videos import CaptionedItem, describe_missing
 from salcap.datasets.registry import load_captioned_set
 from salcap.frames import Frames
-from salcap.pipeline import SaliencyCaptioner
+from salcap.saliency_captioner import SaliencyCaptioner
 from salcap.stills import read_still
 from salcap.training.finetune_settings import ClipSource
 from salcap.video import read_frames

@@ -26,8 +26,8 @@ from salcap.config import Weighting
 from salcap.evaluation.captions import score_captions
 from salcap.frames import Frames
 from salcap.optimisation import Means, cosine_schedule, draw_batch, learnt_values, put_values, write_checkpoint
-from salcap.pipeline import SaliencyCaptioner
 from salcap.saliency import create_saliency
+from salcap.saliency_captioner import SaliencyCaptioner
 from salcap.training.clips import CaptionedClips
 from salcap.training.finetune_settings import FineTuning
 from salcap.training.lora import add_lora, merge_lora

@@ -31,6 +31,7 @@ class SeeLittleTeacher:
         self._captioner.model.requires_grad_(False)
 
     def to(self, device: torch.device) -> None:
+        """Move the teacher to a device."""
         self._captioner.model.to(device)
 
     @torch.no_grad()

@@ -96,5 +96,6 @@ def frame_mass(saliency: Tensor) -> Tensor:
 
 
 def check_scope(scope: str) -> None:
+    """Raise a ValueError unless ``scope`` is a known one."""
     if scope not in _SCOPES:
         raise ValueError(f"unknown scope {scope!r}, allowed: {', '.join(_SCOPES)}")

@@ -61,8 +61,15 @@ class Choice:
 
 @dataclass(frozen=True)
 class Policy:
+    """A function that chooses patches.
+
+    Attributes:
+        choose: answers a request.
+        reads_map: False of a control, whose budget is the same for all frames.
+    """
+
     choose: Callable[[Request], Choice]
-    reads_map: bool = True  # False: a control, whose budget is the same for all frames
+    reads_map: bool = True
 
 
 def top(request: Request) -> Choice:

@@ -86,6 +86,7 @@ def relative_saliency(log_density: Tensor, grid: Grid, box: Box = WHOLE_FRAME) -
 
 
 def check_grid(grid: Grid) -> Grid:
+    """The grid as whole numbers; a ValueError unless there are rows and columns."""
     gh, gw = grid
     if gh < 1 or gw < 1:
         raise ValueError(f"grid must be (rows, columns) of at least 1, got {grid}")
@@ -93,6 +94,7 @@ def check_grid(grid: Grid) -> Grid:
 
 
 def check_box(box: Box) -> Box:
+    """The box as it is; a ValueError unless it lies within the frame and has an area."""
     left, top, right, bottom = box
     if not (0.0 <= left < right <= 1.0 and 0.0 <= top < bottom <= 1.0):
         raise ValueError(f"box must be (left, top, right, bottom) with 0 <= left < right <= 1 and so on, got {box}")

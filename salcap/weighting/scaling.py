@@ -61,6 +61,7 @@ def attention_bias(saliency: Tensor, strength: float | Tensor = 0.5, num_prefix_
 
 
 def check_saliency(saliency: Tensor) -> None:
+    """Raise a ValueError unless saliency is finite, not below 0, and of one patch at least."""
     if saliency.numel() == 0:
         raise ValueError(f"saliency must hold at least one patch, got {tuple(saliency.shape)}")
     lowest, highest = (float(value) for value in torch.aminmax(saliency))  # both are NaN where one value is

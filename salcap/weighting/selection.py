@@ -50,6 +50,7 @@ class PatchSelection:
 
     @property
     def is_identity(self) -> bool:
+        """Whether all patches are kept."""
         return self.keep_indices.shape[1] == self.num_patches
 
     @property

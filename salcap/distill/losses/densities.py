@@ -47,6 +47,7 @@ def ground_truth_at_grid(density: Tensor, like: Tensor) -> Tensor:
 
 
 def check_maps(name: str, maps: Tensor, num_maps: int | None = None) -> None:
+    """Raise a ValueError unless ``maps`` is (N, h, w), and N is ``num_maps`` where that is given."""
     if maps.ndim != 3 or 0 in maps.shape or num_maps not in (None, len(maps)):
         wanted = "N" if num_maps is None else num_maps
         raise ValueError(f"{name} must be ({wanted}, h, w) with at least one pixel, got {tuple(maps.shape)}")

@@ -1,0 +1,88 @@
+"""A clip as it is handed over (a path, a file, its bytes, frames), and how its frames are read."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from os import PathLike, fsdecode
+from typing import Any, BinaryIO, TypeAlias, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from salcap.frames import Frames
+from salcap.sampling import take_frames
+from salcap.video import read_frames
+
+Video: TypeAlias = str | PathLike[str] | BinaryIO | bytes | Frames | np.ndarray | Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ClipSource:
+    """A clip that is still to be read.
+
+    Attributes:
+        name: its video's, for the record.
+        read: ``read(count, **options)``, as `read_frames` with the video and the times of the clip filled in.
+        start_seconds, end_seconds: as they were asked for; None: from its start, to its end.
+        from_file: it is scaled while decoding, and can be read again at other sizes.
+    """
+
+    name: str | None
+    read: Callable[..., Frames]
+    start_seconds: float | None = None
+    end_seconds: float | None = None
+    from_file: bool = True
+
+
+def is_video(value: Any) -> bool:
+    """Whether a value is one video, rather than several (as an array of five dimensions is) or none."""
+    if isinstance(value, np.ndarray | Tensor):
+        return value.ndim != 5
+    return isinstance(value, str | PathLike | bytes | Frames) or hasattr(value, "read")
+
+
+def clip_source(video: Video, start_seconds: float | None = None, end_seconds: float | None = None) -> ClipSource:
+    """A clip of a video, not read yet; what is no video fails when it is read.
+
+    Args:
+        video: a path, a binary file that can seek, a file's bytes, `Frames`, or uint8 RGB frames (T, H, W, 3) taken to
+            be one second apart.
+        start_seconds, end_seconds: the part of it; None: from its start, to its end.
+
+    Raises:
+        ValueError: a clip that starts before 0 s, or ends before it starts.
+    """
+    start, end = start_seconds, end_seconds
+    if (start or 0.0) < 0 or (end is not None and end <= (start or 0.0)):
+        raise ValueError(f"a clip must start at 0 s or later and end after its start, got {start} to {end} s")
+    if isinstance(video, bytes):
+        return clip_source(io.BytesIO(video), start, end)
+    if isinstance(video, str | PathLike):
+        return ClipSource(
+            fsdecode(video), partial(read_frames, video, start_seconds=start, end_seconds=end), start, end
+        )
+    if hasattr(video, "read"):
+        name = getattr(video, "name", None)
+        read = partial(read_frames, cast(BinaryIO, video), start_seconds=start, end_seconds=end)
+        return ClipSource(None if name is None else str(name), read, start, end)
+
+    def take(count: int, **_: Any) -> Frames:
+        return take_frames(video if isinstance(video, Frames) else _frames_of(video), count, start, end)
+
+    return ClipSource(None, take, start, end, from_file=False)
+
+
+def _frames_of(array: np.ndarray | Tensor) -> Frames:
+    if not isinstance(array, np.ndarray | Tensor):
+        raise TypeError(
+            "a video is a path, an open binary file, a file's bytes, salcap.Frames or uint8 frames (T, H, W, 3), got"
+            f" {type(array).__name__}"
+        )
+    tensor = array if isinstance(array, Tensor) else torch.from_numpy(np.ascontiguousarray(array))
+    if tensor.ndim != 4 or tensor.shape[-1] != 3 or tensor.dtype != torch.uint8:
+        raise ValueError(f"frames must be (T, H, W, 3) uint8 RGB, got {tuple(tensor.shape)} {tensor.dtype}")
+    return Frames(tensor.permute(0, 3, 1, 2), torch.arange(len(tensor), dtype=torch.float64))
