@@ -42,6 +42,7 @@ class Settings:
             raise ValueError("choose what saliency does: at least one mode")
 
     def arm(self, role: str) -> Arm:
+        """How one of `ROLES` captions."""
         if role == "unmodified":
             return NONE
         backbone = {"student": self.student, "teacher": self.teacher}[role]
