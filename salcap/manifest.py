@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import glob
 import json
+import logging
 import math
 import os
 from collections.abc import Iterable, Sequence
@@ -13,6 +14,12 @@ from pathlib import Path
 from typing import Any
 
 MANIFESTS = (".txt", ".jsonl", ".csv")
+COMPANIONS = (  # what lies beside videos, and is none
+    ".ass", ".csv", ".htm", ".html", ".ini", ".json", ".jsonl", ".log", ".md", ".nfo", ".parquet", ".part", ".pdf", ".py",
+    ".sh", ".srt", ".sub", ".tsv", ".txt", ".url", ".vtt", ".xml", ".yaml", ".yml", ".zip",
+)  # fmt: skip
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,8 @@ def find_items(
     """Items of video files, folders, glob patterns (``**`` for any depth) and manifests.
 
     Folders give the files right inside them, with ``recursive`` also those of folders below, by name and without
-    hidden ones. ``start_seconds`` and ``end_seconds`` are for items that name no times of their own.
+    hidden ones; `COMPANIONS` are left out, and a warning says so. ``start_seconds`` and ``end_seconds`` are for items
+    that name no times of their own.
 
     Raises:
         ValueError: a folder or pattern that holds no files, a wrong manifest, an id that comes twice.
@@ -99,9 +107,14 @@ def _files_in(folder: Path, recursive: bool) -> list[Path]:
     files = sorted(
         path for path in paths if not path.is_dir() and not any(part.startswith(".") for part in path.parts[hidden:])
     )
+    if companions := [path.name for path in files if path.suffix.lower() in COMPANIONS]:
+        log.warning(
+            "left out of %s: %d files that are no videos by name, as %s", folder, len(companions), companions[0]
+        )
+        files = [path for path in files if path.suffix.lower() not in COMPANIONS]
     if not files:
         below = "" if recursive or not any(folder.iterdir()) else " (those in folders below need --recursive)"
-        raise ValueError(f"folder {folder} holds no files{below}")
+        raise ValueError(f"folder {folder} holds no videos{below}")
     return files
 
 

@@ -35,6 +35,14 @@ def test_folders_and_patterns(folder: Path, source: str, recursive: bool, expect
     assert [item.path for item in items] == [item.id for item in items] == expected
 
 
+def test_what_lies_beside_videos_is_left_out_of_a_folder_and_told(folder: Path, caplog) -> None:
+    for name in ("a.srt", "README.MD", "odd.name"):
+        (folder / "clips" / name).touch()
+    assert [item.path for item in find_items(["clips"])] == ["clips/a.mp4", "clips/b.mp4", "clips/odd.name"]
+    assert "left out of clips: 2 files that are no videos by name, as README.MD" in caplog.text
+    assert find_items(["clips/a.srt"]) == [Item("clips/a.srt")]  # who names it means it
+
+
 def test_a_file_whose_name_looks_like_a_pattern_is_itself(folder: Path) -> None:
     (folder / "a[1].mp4").touch()
     assert find_items(["a[1].mp4"]) == [Item("a[1].mp4")]
@@ -73,7 +81,7 @@ def test_wrong_manifests_fail(tmp_path: Path, name: str, content: str, message: 
 
 
 @pytest.mark.parametrize(
-    "source, message", [("clips/below/.deep/..", "--recursive"), ("*.avi", "no file matches"), ("empty", "no files")]
+    "source, message", [("clips/below/.deep/..", "--recursive"), ("*.avi", "no file matches"), ("empty", "holds no videos")]
 )
 def test_nothing_to_do_fails(folder: Path, source: str, message: str) -> None:
     (folder / "empty").mkdir()
