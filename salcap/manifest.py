@@ -15,8 +15,8 @@ from typing import Any
 
 MANIFESTS = (".txt", ".jsonl", ".csv")
 COMPANIONS = (  # what lies beside videos, and is none
-    ".ass", ".csv", ".htm", ".html", ".ini", ".json", ".jsonl", ".log", ".md", ".nfo", ".parquet", ".part", ".pdf", ".py",
-    ".sh", ".srt", ".sub", ".tsv", ".txt", ".url", ".vtt", ".xml", ".yaml", ".yml", ".zip",
+    ".ass", ".csv", ".htm", ".html", ".ini", ".json", ".jsonl", ".log", ".md", ".nfo", ".parquet", ".part", ".pdf",
+    ".py", ".sh", ".srt", ".sub", ".tsv", ".txt", ".url", ".vtt", ".xml", ".yaml", ".yml", ".zip",
 )  # fmt: skip
 
 log = logging.getLogger(__name__)

@@ -81,7 +81,7 @@ def test_wrong_manifests_fail(tmp_path: Path, name: str, content: str, message: 
 
 
 @pytest.mark.parametrize(
-    "source, message", [("clips/below/.deep/..", "--recursive"), ("*.avi", "no file matches"), ("empty", "holds no videos")]
+    "source, message", [("clips/below/.deep/..", "--recursive"), ("*.avi", "no file matches"), ("empty", "no videos")]
 )
 def test_nothing_to_do_fails(folder: Path, source: str, message: str) -> None:
     (folder / "empty").mkdir()
