@@ -5,9 +5,9 @@
 Memory: the peaks (VmHWM, Linux) of the run and its reading processes, added up, each arm in a process of its own: 50
 clips, --num-clips clips, and a 720p video of --minutes in windows of 10 s, beside one of 50 windows.
 
-Throughput: a plain loop over `caption()` and `caption_corpus` caption the same clips in turns, in one process that
-keeps freed memory, as that of `salcap caption` does; those of --clips, or the rendered ones, which are small and cost
-next to no decoding. The share of the time in which the model is busy is that of saliency, encoder and language model.
+Throughput: a plain loop over `caption()` and `caption_corpus` caption the same clips in turns, in one process;
+those of --clips, or the rendered ones, which are small and cost next to no decoding. The share of the time in which the
+model is busy is that of saliency, encoder and language model.
 
 Clips and videos are rendered into the folder; those that are there already are kept. Ends with one JSON line.
 """
@@ -31,7 +31,6 @@ from make_long_video import render
 from make_standin_set import render_clips
 
 import salcap
-from salcap.allocator import keep_freed_memory
 
 FEW, WINDOW_SECONDS = 50, 10.0
 MODEL_STAGES = ("saliency_ms", "encode_ms", "prefill_ms", "decode_ms")
@@ -51,7 +50,6 @@ def peak_mib(pid: int) -> float:
 
 def measure_memory(paths: list[str], **options: Any) -> dict[str, float]:
     """Peaks of this process and of its reading processes."""
-    keep_freed_memory()
     run, readers, num_records = 0.0, 0.0, 0
 
     def progress(record: dict[str, Any], done: int, total: int) -> None:
@@ -73,7 +71,6 @@ def busy_seconds(timings: Iterable[Mapping[str, float]]) -> float:
 def measure_throughput(paths: list[str], num_frames: int, rounds: int, **options: Any) -> dict[str, float]:
     """Medians of the rounds. ``ratio`` compares whole calls, ``ratio_after_start`` leaves out the time that reading
     processes take to start."""
-    keep_freed_memory()
     captioner = load()
     captioner.caption(paths[0], num_frames=num_frames)
     rows: list[dict[str, float]] = []

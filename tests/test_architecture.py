@@ -14,7 +14,6 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A room may import rooms of the rows above its own, and those of its own row that are named in SIDEWAYS.
 ROWS = (
     (
-        "allocator",
         "caption",
         "config",
         "efficientnet_lite",

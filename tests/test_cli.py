@@ -79,13 +79,14 @@ def test_caption_of_a_folder_goes_on_after_a_failure(folder, tmp_path):
     videos.mkdir()
     (videos / "a.mp4").write_bytes(b"")
     (videos / "b.mp4").write_bytes(SAMPLE.read_bytes())
-    (videos / "c.txt").write_text("hello")
+    (videos / "c.name").write_text("hello")
+    (videos / "notes.txt").write_text("hello")
     result = run("caption", videos, "--model", folder, "--num-frames", 1)
     assert result.exit_code == 1
     (line,) = result.stdout.splitlines()
     assert line.startswith(f"{videos / 'b.mp4'}\t")
     assert "a.mp4" in result.stderr
-    assert "c.txt" in result.stderr
+    assert "c.name" in result.stderr
     assert "2 of 3 videos failed" in result.stderr
 
 

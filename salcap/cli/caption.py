@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from salcap.allocator import keep_freed_memory
 from salcap.cli.captioning import (
     MaxVisualTokens,
     MinKeep,
@@ -115,7 +114,6 @@ def caption(
 
             def load() -> Any:
                 nonlocal advance
-                keep_freed_memory()
                 captioner = load_captioner(
                     model, revision, saliency, mode, policy, keep_ratio, max_visual_tokens, min_keep, zoom, device
                 )

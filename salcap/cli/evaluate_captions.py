@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from salcap.allocator import keep_freed_memory
 from salcap.cli.console import number, print_columns, progress_bar, say, wrong_use
 
 if TYPE_CHECKING:
@@ -36,7 +35,6 @@ def run(
     from salcap.evaluation.evaluate import MissingItemsError, evaluate_set
     from salcap.evaluation.receipt import write_receipts
 
-    keep_freed_memory()
     kept_in = None if output is None else output.with_name(f"{output.name}.partial")
     rows: list[Receipt] = []
     try:

@@ -24,6 +24,8 @@ from salcap.config import Weighting
 from salcap.efficientnet_lite import EfficientNetLite
 from salcap.weighting import prune_patches, relative_saliency, scale_patches
 
+_CPU_FRAMES = 4  # at a time: with more, new memory for the activations costs a CPU as much as the arithmetic
+
 
 class TimeEmbedding(nn.Module):
     """Adds when a frame is shown, relative to the clip's first; nothing at time zero, so a still is unchanged."""
@@ -165,7 +167,9 @@ class SalcapEncoder(PreTrainedModel):
             raise ValueError(f"pixel_values must be (B, F, 3, {size}, {size}), got {tuple(pixel_values.shape)}")
         batch, frames = pixel_values.shape[:2]
         pixels = pixel_values.flatten(0, 1).to(self.dtype).contiguous(memory_format=torch.channels_last)
-        return self.trunk.shallow(pixels)[-1].flatten(2).transpose(1, 2).unflatten(0, (batch, frames))
+        parts = pixels.split(_CPU_FRAMES) if pixels.device.type == "cpu" else (pixels,)
+        local = torch.cat([self.trunk.shallow(part)[-1] for part in parts])
+        return local.flatten(2).transpose(1, 2).unflatten(0, (batch, frames))
 
     def _embed(self, local: Tensor) -> Tensor:
         """Patches (B, F, N, D): the local features, plus the semantic ones of the coarser map up-sampled to them."""
