@@ -316,7 +316,7 @@ def test_command(tmp_path, java, shared):
     assert [row["visual_tokens"] for row in record["rows"]] == [196, 49, 49, 49]
     again = run(*base, *arms, "--output", tmp_path / "out")
     assert again.exit_code == 2
-    assert "exists, and is no comparison to go on with" in again.stderr
+    assert "exists, and holds a finished comparison" in again.stderr
     (tmp_path / "out" / "comparison.json").unlink()  # as if it had been killed before the end
     less = ("--metrics", "bleu", "--draws", 50, "--faithfulness", 1)
     again = run(*base, *arms, *less, "--output", tmp_path / "out", "--json")

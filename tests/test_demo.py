@@ -213,9 +213,8 @@ def test_page_in_chromium(address, browser, unmodified, tmp_path):
     assert len(words) == 3
     assert page.locator(".frames svg").count() == 6
     for overlay in page.locator("video").all():
-        overlay.evaluate("async video => { await video.play(); await new Promise(done => setTimeout(done, 300)); }")
-        assert overlay.evaluate("video => video.readyState") >= 2
-        assert overlay.evaluate("video => video.currentTime") > 0
+        overlay.evaluate("video => video.play()")
+        page.wait_for_function("video => video.readyState >= 2 && video.currentTime > 0", arg=overlay.element_handle())
     page.get_by_label("Format").click()
     page.get_by_role("option", name=".srt", exact=True).click()
     with page.expect_download() as download:
