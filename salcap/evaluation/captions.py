@@ -124,7 +124,10 @@ def score_reports(
     tokenizer: str = "auto",
     timeout_seconds: float = 600.0,
 ) -> list[ScoreReport]:
-    """`score_report` of several sets of captions of the same clips, for which each Java program is started once."""
+    """`score_report` of several sets of captions of the same clips, for which each Java program is started once.
+
+    ``timeout_seconds`` is for one set: a program that scores several has as many times that.
+    """
     asked = _check_metrics(metrics)
     chosen = _choose_tokenizer(tokenizer)
     truths, texts = _check_captions(references, candidates)
