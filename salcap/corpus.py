@@ -1,8 +1,8 @@
 """caption_corpus: many videos, a record of each, whatever happens on the way.
 
 ```
-items ─ windows.py ─> clips ─ reading.py ─> frames ─ batching.py ─> batches ─ pipeline.py ─> captions ─ records.py
-        (both in processes, ahead of the model)
+items ─ windows.py ─> clips ─ reading.py ─> frames ─ batch_captioner.py ─> captions ─ records.py
+        (both in processes, ahead of the model)     (two batches at once)
 ```
 """
 
@@ -11,32 +11,25 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from itertools import count
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from salcap.batching import BySize, ByTokens, ComingClip
-from salcap.caption import Caption
+from salcap.batch_captioner import BatchCaptioner
 from salcap.datasets.captioned_videos import CaptionedSet
 from salcap.frames import Frames
 from salcap.manifest import Item, check_unique
 from salcap.reading import ReaderPool
 from salcap.records import Record, RecordFile, check_settings, count_errors, merge_records, read_records
 from salcap.saliency_captioner import SaliencyCaptioner
-from salcap.sources import ClipSource
 from salcap.stills import read_still
 from salcap.video import DEFAULT_LIMITS, VideoLimits, read_frames
-from salcap.windows import Window, Windows, check_windows, item_windows
+from salcap.windows import Windows, check_windows, item_windows
 
 TIME_LIMIT = 300.0  # seconds for the reading of one clip
 WINDOWS_AHEAD = 32  # windows that are found before they are to be read
-MEMORY_ERRORS = ("OutOfMemoryError", "MemoryError")
-MEMORY_WORDS = ("out of memory", "can't allocate memory")  # of a RuntimeError, in lower case
 
 
 @dataclass(frozen=True)
@@ -72,6 +65,7 @@ def caption_corpus(
     frames: str = "uniform",
     batch_size: int | None = None,
     batch_tokens: int | None = None,
+    num_streams: int | None = None,
     windows: Windows | None = None,
     num_workers: int | None = None,
     time_limit: float | None = None,
@@ -103,6 +97,8 @@ def caption_corpus(
         num_frames, frames, generation: as for `SaliencyCaptioner.caption`.
         batch_size: most clips that the model takes at once; None: 1, with ``batch_tokens`` any number.
         batch_tokens: most visual tokens that it takes at once, padding among them, see `ByTokens`.
+        num_streams: batches that the model works on at once, in threads that share its weights and torch's threads; the
+            times of a record are then those of a batch beside others. None: 2 on a CPU, see `fitting_streams`, else 1.
         windows: seconds, or "shots"; None: each item is one clip.
         num_workers: reading processes; None: half of the cores, at least 1, at most 8, for a set of photographs 0;
             0: none.
@@ -144,7 +140,7 @@ def caption_corpus(
     with open_readers(num_workers, time_limit, limits, reader) as pool:
         if not isinstance(captioner, SaliencyCaptioner):
             captioner = captioner()
-        model = BatchCaptioner(captioner, num_frames, frames, batch_size, batch_tokens, lessen, generation)
+        model = BatchCaptioner(captioner, num_frames, frames, batch_size, batch_tokens, lessen, generation, num_streams)
         if output is None:
             outcomes: dict[str, str | None] = {}
             todo = _Todo(mine, windows, pool)
@@ -232,159 +228,3 @@ class _Todo:
                 if window.id not in self._done:
                     self.total += 1
                     yield window
-
-
-class BatchCaptioner:
-    """Captions batches, and smaller ones or with less to see where memory runs out.
-
-    Attributes:
-        settings: what decides the captions, JSON-ready.
-        succeeded: some clip was captioned: a ValueError is then no longer one of settings that fit no video.
-    """
-
-    def __init__(
-        self,
-        captioner: SaliencyCaptioner,
-        num_frames: int | None,
-        frames: str,
-        batch_size: int | None,
-        batch_tokens: int | None,
-        lessen: bool,
-        generation: dict[str, Any],
-    ) -> None:
-        self.captioner, self.frames, self.lessen, self.generation = captioner, frames, lessen, generation
-        self.num_frames = captioner.resolve_num_frames(num_frames)
-        self.first_read = captioner.first_read(num_frames, frames)
-        self.batches: BySize | ByTokens
-        if batch_tokens is None:
-            self.batches = BySize(1 if batch_size is None else batch_size)
-        else:
-            mixes, most = captioner.captioner.mixes_lengths, captioner.weighting.max_visual_tokens
-            self.batches = ByTokens(batch_tokens, batch_size, mixes, self.num_frames, most)
-        self.succeeded = False
-        self.settings = {
-            **captioner.describe(frames),
-            "strength": captioner.weighting.strength,
-            "seed": captioner.weighting.seed,
-            "num_frames": self.num_frames,
-            **generation,
-        }
-
-    def run(self, items: Iterable[Item], pool: ReaderPool) -> Iterator[Record]:
-        """Records of all items, in their order; meanwhile the pool reads ahead, as far as the batches want it."""
-        coming = (self._read(item, pool) for item in items)
-        waiting: list[ComingClip] = []
-        order: deque[Item] = deque()
-        done: dict[str, Caption] = {}
-
-        def read_on() -> bool:
-            if (clip := next(coming, None)) is not None:
-                waiting.append(clip)
-                order.append(clip.item)
-            return clip is not None
-
-        def one_by_one() -> Iterator[ComingClip]:
-            for number in count():
-                if number == len(waiting) and not read_on():
-                    return
-                yield waiting[number]
-
-        while True:
-            while self.batches.wants(waiting, pool.num_workers) and read_on():
-                pass
-            if not waiting:
-                return
-            batch = self.batches.choose(one_by_one())
-            captions = self.caption(batch)
-            waiting = [clip for clip in waiting if clip not in batch]
-            for clip, caption in zip(batch, captions, strict=True):
-                self.batches.learn(clip, caption)
-                read_ms = caption.timings.get("read_ms", 0.0) + clip.waited_ms
-                done[clip.item.id] = replace(caption, timings={**caption.timings, "read_ms": read_ms})
-            while order and order[0].id in done:
-                item = order.popleft()
-                yield {"id": item.id, **item.labels, **done.pop(item.id).to_dict()}
-
-    def _read(self, item: Item, pool: ReaderPool) -> ComingClip:
-        count, options = self.first_read
-        start, end = item.start_seconds, item.end_seconds
-        future: Future[Frames] = Future()
-        if isinstance(item, Window) and item.error is not None:
-            future.set_exception(item.error)
-        else:
-            future = pool.submit(item.path, count, start, end, **options)
-
-        def read(other_count: int, **others: Any) -> Frames:
-            if (other_count, others) == (count, options):
-                return future.result()
-            return pool.submit(item.path, other_count, start, end, **others).result()
-
-        return ComingClip(item, ClipSource(item.path, read, start, end), future)
-
-    def caption(self, clips: Sequence[ComingClip]) -> list[Caption]:
-        """A caption for each clip, failed ones too."""
-        captions = self._attempt(self.captioner, clips, self.num_frames)
-        if isinstance(captions, Exception):
-            if isinstance(captions, TypeError | ValueError) and not self.succeeded:
-                raise captions
-            failed = [self.captioner.failed(clip.source, captions, self.frames) for clip in clips]
-            if len(clips) > 1:
-                half = (len(clips) + 1) // 2
-                if _out_of_memory(failed[0]):
-                    self.batches.shrink(clips[:half])
-                return self.caption(clips[:half]) + self.caption(clips[half:])
-            captions = failed
-        captions = [
-            self._with_less(clip, caption) if self.lessen and _out_of_memory(caption) else caption
-            for clip, caption in zip(clips, captions, strict=True)
-        ]
-        self.succeeded |= any(caption.error is None for caption in captions)
-        if (words := self.batches.shrunk) is not None:
-            captions = [_warned(caption, words) for caption in captions]
-        return captions
-
-    def _with_less(self, clip: ComingClip, failed: Caption) -> Caption:
-        """Caption a clip that alone takes too much memory; ``failed`` where nothing helps."""
-        for captioner, num_frames, words in self._lesser():
-            captions = self._attempt(captioner, [clip], num_frames)
-            if isinstance(captions, list) and captions[0].error is None:
-                return _warned(captions[0], words)
-        return failed
-
-    def _lesser(self) -> Iterator[tuple[SaliencyCaptioner, int, str]]:
-        """Ways to see less: half and a quarter of the tokens where the model can prune, then ever fewer frames."""
-        captioner, words = self.captioner, ""
-        weighting, num_frames = captioner.weighting, self.num_frames
-        for parts in (2, 4) if "prune" in captioner.captioner.modes else ():
-            if weighting.max_visual_tokens is None:
-                budget: dict[str, Any] = {"keep_ratio": weighting.keep_ratio / parts}
-            else:
-                budget = {"max_visual_tokens": max(weighting.max_visual_tokens // parts, 1)}
-            captioner = self.captioner.with_weighting(**budget)
-            words = "".join(f"{name} {value:g}" for name, value in budget.items())
-            yield captioner, num_frames, words
-        while num_frames > 1:
-            num_frames //= 2
-            yield captioner, num_frames, ", ".join(filter(None, (words, f"num_frames {num_frames}")))
-
-    def _attempt(
-        self, captioner: SaliencyCaptioner, clips: Sequence[ComingClip], num_frames: int
-    ) -> list[Caption] | Exception:
-        """Captions, or the error that stopped the batch, without the frames of the stack that hold its memory."""
-        try:
-            sources = [clip.source for clip in clips]
-            return captioner.caption_clips(sources, num_frames, self.frames, **self.generation)
-        except Exception as error:
-            failure = error.with_traceback(None)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return failure
-
-
-def _out_of_memory(caption: Caption) -> bool:
-    words = (caption.error or "").lower()
-    return caption.error_class in MEMORY_ERRORS or any(known in words for known in MEMORY_WORDS)
-
-
-def _warned(caption: Caption, words: str) -> Caption:
-    return replace(caption, warnings=(*caption.warnings, f"out of memory: captioned with {words}"))

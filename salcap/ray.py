@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from salcap.batch_captioner import BatchCaptioner
 from salcap.caption import Caption
-from salcap.corpus import BatchCaptioner, CorpusSummary, open_readers
+from salcap.corpus import CorpusSummary, open_readers
 from salcap.manifest import Item, find_items
 from salcap.reading import ReaderPool
 from salcap.record_parts import RecordParts

@@ -41,6 +41,7 @@ ROWS = (
     ),
     ("reading", "record_parts", "saliency_captioner", "sources"),
     (
+        "batch_captioner",
         "batching",
         "corpus",
         "demo",
@@ -58,12 +59,14 @@ ROWS = (
 )
 SIDEWAYS = {
     ("captioners", "weighting"),
-    ("corpus", "batching"),
+    ("batch_captioner", "batching"),
+    ("corpus", "batch_captioner"),
     ("demo", "evaluation"),
     ("demo", "pictures"),
     ("evaluation", "doctor"),  # a receipt states versions
     ("evaluation", "corpus"),  # captions of a data set come by the corpus code path
     ("pictures", "evaluation"),  # what a captioner keeps is overheard by its witness
+    ("ray", "batch_captioner"),
     ("ray", "corpus"),
     ("saliency_captioner", "sources"),
     ("training", "evaluation"),  # validation uses the one scorer

@@ -118,6 +118,7 @@ def evaluate_set(
         num_frames=settings.num_frames,
         frames=settings.frames,
         batch_size=settings.batch_size,
+        num_streams=1,  # the receipt states times
         num_workers=num_workers,
         retry_failed=True,
         lessen=False,

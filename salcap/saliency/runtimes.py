@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import math
+import threading
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -28,6 +29,7 @@ _FEWEST_FRAMES = 4  # of a pass, where a thread could have its own
 _CUDA_GRAPHS = 16  # numbers of frames whose graphs are kept
 _ONE_THREAD_A_CALL = ("onnx", "openvino")
 _OPSET = 17
+_CONVERTING = threading.Lock()  # torch's exporter keeps its state in globals
 
 # Frames (n, 3, h, w) in 0..1 or uint8, of clips also their times (n,) float32, to maps (n, h', w')
 Network = Callable[..., Tensor]
@@ -93,7 +95,8 @@ class FastUvaNet(UvaNet):
         kind = clips, workers, pixels.dtype == torch.uint8
         networks = self.__dict__.setdefault("_networks", {})
         if kind not in networks:
-            networks[kind] = _convert(self, runtime, *kind)
+            with _CONVERTING:
+                networks[kind] = _convert(self, runtime, *kind)
         network = networks[kind]
         threads = workers if runtime in _ONE_THREAD_A_CALL else 1  # torch has its own
         passes = threads * math.ceil(count / (threads * _FRAMES_PER_PASS[runtime]))

@@ -1,0 +1,259 @@
+"""BatchCaptioner: clips that are being read become batches, several of them at work at once, and those captions."""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from itertools import chain, count
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+import torch
+
+from salcap.batching import BySize, ByTokens, ComingClip
+from salcap.caption import Caption
+from salcap.frames import Frames
+from salcap.manifest import Item
+from salcap.reading import ReaderPool
+from salcap.records import Record
+from salcap.saliency_captioner import SaliencyCaptioner
+from salcap.sources import ClipSource
+from salcap.windows import Window
+
+Result = TypeVar("Result")
+
+MEMORY_ERRORS = ("OutOfMemoryError", "MemoryError")
+MEMORY_WORDS = ("out of memory", "can't allocate memory")  # of a RuntimeError, in lower case
+
+
+class BatchCaptioner:
+    """Captions batches, and smaller ones or with less to see where memory runs out.
+
+    Args:
+        num_streams: batches at work at once; None: see `fitting_streams`. All other arguments as for `caption_corpus`.
+
+    Attributes:
+        settings: what decides the captions, JSON-ready.
+        succeeded: some clip was captioned: a ValueError is then no longer one of settings that fit no video.
+    """
+
+    def __init__(
+        self,
+        captioner: SaliencyCaptioner,
+        num_frames: int | None,
+        frames: str,
+        batch_size: int | None,
+        batch_tokens: int | None,
+        lessen: bool,
+        generation: dict[str, Any],
+        num_streams: int | None = None,
+    ) -> None:
+        self.captioner, self.frames, self.lessen, self.generation = captioner, frames, lessen, generation
+        self.num_frames = captioner.resolve_num_frames(num_frames)
+        self.first_read = captioner.first_read(num_frames, frames)
+        self.batches: BySize | ByTokens
+        if batch_tokens is None:
+            self.batches = BySize(1 if batch_size is None else batch_size)
+        else:
+            mixes, most = captioner.captioner.mixes_lengths, captioner.weighting.max_visual_tokens
+            self.batches = ByTokens(batch_tokens, batch_size, mixes, self.num_frames, most)
+        self.num_streams = fitting_streams(captioner, generation) if num_streams is None else num_streams
+        if self.num_streams < 1:
+            raise ValueError(f"num_streams must be at least 1, got {num_streams}")
+        self.succeeded = False
+        self.settings = {
+            **captioner.describe(frames),
+            "strength": captioner.weighting.strength,
+            "seed": captioner.weighting.seed,
+            "num_frames": self.num_frames,
+            **generation,
+        }
+
+    def run(self, items: Iterable[Item], pool: ReaderPool) -> Iterator[Record]:
+        """Records of all items, in their order; meanwhile the pool reads ahead, as far as the batches want it."""
+        coming = (self._read(item, pool) for item in items)
+        waiting: list[ComingClip] = []
+        order: deque[Item] = deque()
+        done: dict[str, Caption] = {}
+
+        def read_on() -> bool:
+            if (clip := next(coming, None)) is not None:
+                waiting.append(clip)
+                order.append(clip.item)
+            return clip is not None
+
+        def one_by_one() -> Iterator[ComingClip]:
+            for number in count():
+                if number == len(waiting) and not read_on():
+                    return
+                yield waiting[number]
+
+        def read_ahead() -> None:
+            while self.batches.wants(waiting, pool.num_workers) and read_on():
+                pass
+
+        at_work: deque[tuple[list[ComingClip], Future[list[Caption]]]] = deque()
+        with _Streams(self.captioner, self.num_streams) as streams:
+            while True:
+                # one alone until some clip is captioned: it tells whether the settings fit
+                while len(at_work) < (self.num_streams if self.succeeded else 1):
+                    read_ahead()
+                    if not waiting:
+                        break
+                    batch = self.batches.choose(one_by_one())
+                    waiting = [clip for clip in waiting if clip not in batch]
+                    at_work.append((batch, streams.submit(self.caption, batch)))
+                if not at_work:
+                    return
+                read_ahead()
+                batch, captioned = at_work.popleft()
+                for clip, caption in zip(batch, captioned.result(), strict=True):
+                    self.batches.learn(clip, caption)
+                    read_ms = caption.timings.get("read_ms", 0.0) + clip.waited_ms
+                    done[clip.item.id] = replace(caption, timings={**caption.timings, "read_ms": read_ms})
+                while order and order[0].id in done:
+                    item = order.popleft()
+                    yield {"id": item.id, **item.labels, **done.pop(item.id).to_dict()}
+
+    def _read(self, item: Item, pool: ReaderPool) -> ComingClip:
+        count, options = self.first_read
+        start, end = item.start_seconds, item.end_seconds
+        future: Future[Frames] = Future()
+        if isinstance(item, Window) and item.error is not None:
+            future.set_exception(item.error)
+        else:
+            future = pool.submit(item.path, count, start, end, **options)
+
+        def read(other_count: int, **others: Any) -> Frames:
+            if (other_count, others) == (count, options):
+                return future.result()
+            return pool.submit(item.path, other_count, start, end, **others).result()
+
+        return ComingClip(item, ClipSource(item.path, read, start, end), future)
+
+    def caption(self, captioner: SaliencyCaptioner, clips: Sequence[ComingClip]) -> list[Caption]:
+        """A caption for each clip, failed ones too; of the run's captioner, or a replica."""
+        captions = self._attempt(captioner, clips, self.num_frames)
+        if isinstance(captions, Exception):
+            if isinstance(captions, TypeError | ValueError) and not self.succeeded:
+                raise captions
+            failed = [captioner.failed(clip.source, captions, self.frames) for clip in clips]
+            if len(clips) > 1:
+                half = (len(clips) + 1) // 2
+                if _out_of_memory(failed[0]):
+                    self.batches.shrink(clips[:half])
+                return self.caption(captioner, clips[:half]) + self.caption(captioner, clips[half:])
+            captions = failed
+        captions = [
+            self._with_less(captioner, clip, caption) if self.lessen and _out_of_memory(caption) else caption
+            for clip, caption in zip(clips, captions, strict=True)
+        ]
+        self.succeeded |= any(caption.error is None for caption in captions)
+        if (words := self.batches.shrunk) is not None:
+            captions = [_warned(caption, words) for caption in captions]
+        return captions
+
+    def _with_less(self, captioner: SaliencyCaptioner, clip: ComingClip, failed: Caption) -> Caption:
+        """Caption a clip that alone takes too much memory; ``failed`` where nothing helps."""
+        for lesser, num_frames, words in self._lesser(captioner):
+            captions = self._attempt(lesser, [clip], num_frames)
+            if isinstance(captions, list) and captions[0].error is None:
+                return _warned(captions[0], words)
+        return failed
+
+    def _lesser(self, captioner: SaliencyCaptioner) -> Iterator[tuple[SaliencyCaptioner, int, str]]:
+        """Ways to see less: half and a quarter of the tokens where the model can prune, then ever fewer frames."""
+        lesser, words = captioner, ""
+        weighting, num_frames = captioner.weighting, self.num_frames
+        for parts in (2, 4) if "prune" in captioner.captioner.modes else ():
+            if weighting.max_visual_tokens is None:
+                budget: dict[str, Any] = {"keep_ratio": weighting.keep_ratio / parts}
+            else:
+                budget = {"max_visual_tokens": max(weighting.max_visual_tokens // parts, 1)}
+            lesser = captioner.with_weighting(**budget)
+            words = "".join(f"{name} {value:g}" for name, value in budget.items())
+            yield lesser, num_frames, words
+        while num_frames > 1:
+            num_frames //= 2
+            yield lesser, num_frames, ", ".join(filter(None, (words, f"num_frames {num_frames}")))
+
+    def _attempt(
+        self, captioner: SaliencyCaptioner, clips: Sequence[ComingClip], num_frames: int
+    ) -> list[Caption] | Exception:
+        """Captions, or the error that stopped the batch, without the frames of the stack that hold its memory."""
+        try:
+            sources = [clip.source for clip in clips]
+            return captioner.caption_clips(sources, num_frames, self.frames, **self.generation)
+        except Exception as error:
+            failure = error.with_traceback(None)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return failure
+
+
+def fitting_streams(captioner: SaliencyCaptioner, generation: dict[str, Any]) -> int:
+    """How many batches are best at work at once: two on a CPU where torch has two threads, for these do little together
+    that they do not do faster apart. Else one: on other devices, where words are drawn at random, and of a captioner
+    that is no `CaptionerFamily`.
+    """
+    model, generator = (getattr(captioner.captioner, name, None) for name in ("model", "generator"))
+    config = generation.get("generation_config") or getattr(generator, "generation_config", None)
+    if model is None or config is None or generation.get("do_sample", config.do_sample):
+        return 1
+    places = {tensor.device.type for tensor in chain(model.parameters(), captioner.saliency.buffers())}
+    return 2 if places == {"cpu"} and torch.get_num_threads() > 1 else 1
+
+
+def replicate(captioner: SaliencyCaptioner) -> SaliencyCaptioner:
+    """A copy for another thread, with modules, hooks and sessions of its own; only the tensors are shared."""
+    modules = [captioner.saliency, getattr(captioner.captioner, "model", captioner.saliency)]
+    shared = {id(tensor): tensor for module in modules for tensor in chain(module.parameters(), module.buffers())}
+    return copy.deepcopy(captioner, shared)
+
+
+class _Streams:
+    """Threads with a captioner each, among which torch's threads are divided; one stream is the calling thread."""
+
+    def __init__(self, captioner: SaliencyCaptioner, count: int) -> None:
+        self._idle: SimpleQueue[SaliencyCaptioner] = SimpleQueue()
+        for each in (captioner, *(replicate(captioner) for _ in range(count - 1))):
+            self._idle.put(each)
+        self._threads = torch.get_num_threads()
+        share = max(1, self._threads // count)
+        self._pool = ThreadPoolExecutor(count, "stream", torch.set_num_threads, (share,)) if count > 1 else None
+
+    def __enter__(self) -> _Streams:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(self._threads)  # what new threads begin with is torch's, not a thread's
+
+    def submit(self, function: Callable[..., Result], *args: Any) -> Future[Result]:
+        """Call it with a captioner of its own, and ``args``."""
+
+        def run() -> Result:
+            captioner = self._idle.get()
+            try:
+                return function(captioner, *args)
+            finally:
+                self._idle.put(captioner)
+
+        if self._pool is not None:
+            return self._pool.submit(run)
+        done: Future[Result] = Future()
+        done.set_result(run())
+        return done
+
+
+def _out_of_memory(caption: Caption) -> bool:
+    words = (caption.error or "").lower()
+    return caption.error_class in MEMORY_ERRORS or any(known in words for known in MEMORY_WORDS)
+
+
+def _warned(caption: Caption, words: str) -> Caption:
+    return replace(caption, warnings=(*caption.warnings, f"out of memory: captioned with {words}"))
