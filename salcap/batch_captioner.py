@@ -23,6 +23,7 @@ from salcap.saliency_captioner import SaliencyCaptioner
 from salcap.sources import ClipSource
 from salcap.windows import Window
 
+Refusal = TypeError | ValueError  # of the model: where no clip was captioned before, of settings that fit no video
 Result = TypeVar("Result")
 
 MEMORY_ERRORS = ("OutOfMemoryError", "MemoryError")
@@ -95,11 +96,10 @@ class BatchCaptioner:
             while self.batches.wants(waiting, pool.num_workers) and read_on():
                 pass
 
-        at_work: deque[tuple[list[ComingClip], Future[list[Caption]]]] = deque()
+        at_work: deque[tuple[list[ComingClip], Future[tuple[list[Caption], Refusal | None]]]] = deque()
         with _Streams(self.captioner, self.num_streams) as streams:
             while True:
-                # one alone until some clip is captioned: it tells whether the settings fit
-                while len(at_work) < (self.num_streams if self.succeeded else 1):
+                while len(at_work) < self.num_streams:
                     read_ahead()
                     if not waiting:
                         break
@@ -110,7 +110,11 @@ class BatchCaptioner:
                     return
                 read_ahead()
                 batch, captioned = at_work.popleft()
-                for clip, caption in zip(batch, captioned.result(), strict=True):
+                captions, refusal = captioned.result()
+                if refusal is not None and not self.succeeded:
+                    raise refusal
+                self.succeeded |= any(caption.error is None for caption in captions)
+                for clip, caption in zip(batch, captions, strict=True):
                     self.batches.learn(clip, caption)
                     read_ms = caption.timings.get("read_ms", 0.0) + clip.waited_ms
                     done[clip.item.id] = replace(caption, timings={**caption.timings, "read_ms": read_ms})
@@ -134,27 +138,30 @@ class BatchCaptioner:
 
         return ComingClip(item, ClipSource(item.path, read, start, end), future)
 
-    def caption(self, captioner: SaliencyCaptioner, clips: Sequence[ComingClip]) -> list[Caption]:
-        """A caption for each clip, failed ones too; of the run's captioner, or a replica."""
-        captions = self._attempt(captioner, clips, self.num_frames)
+    def caption(
+        self, captioner: SaliencyCaptioner, clips: Sequence[ComingClip]
+    ) -> tuple[list[Caption], Refusal | None]:
+        """A caption for each clip, failed ones too, and the first refusal; of the run's captioner, or a replica."""
+        captions, refusal = self._attempt(captioner, clips, self.num_frames), None
         if isinstance(captions, Exception):
-            if isinstance(captions, TypeError | ValueError) and not self.succeeded:
-                raise captions
+            refusal = captions if isinstance(captions, Refusal) else None
             failed = [captioner.failed(clip.source, captions, self.frames) for clip in clips]
             if len(clips) > 1:
                 half = (len(clips) + 1) // 2
                 if _out_of_memory(failed[0]):
                     self.batches.shrink(clips[:half])
-                return self.caption(captioner, clips[:half]) + self.caption(captioner, clips[half:])
+                (first, refused), (rest, also) = (
+                    self.caption(captioner, part) for part in (clips[:half], clips[half:])
+                )
+                return first + rest, refusal or refused or also
             captions = failed
         captions = [
             self._with_less(captioner, clip, caption) if self.lessen and _out_of_memory(caption) else caption
             for clip, caption in zip(clips, captions, strict=True)
         ]
-        self.succeeded |= any(caption.error is None for caption in captions)
         if (words := self.batches.shrunk) is not None:
             captions = [_warned(caption, words) for caption in captions]
-        return captions
+        return captions, refusal
 
     def _with_less(self, captioner: SaliencyCaptioner, clip: ComingClip, failed: Caption) -> Caption:
         """Caption a clip that alone takes too much memory; ``failed`` where nothing helps."""

@@ -54,8 +54,3 @@ class Frames:
     def __repr__(self) -> str:
         times = ", ".join(f"{t:.3f}" for t in self.pts_seconds.tolist())
         return f"Frames(pixels={tuple(self.pixels.shape)} uint8, pts_seconds=[{times}], source={self.source!r})"
-
-
-def shortage(asked: int, given: int) -> str:
-    """The warning of a clip that has fewer frames than were asked for."""
-    return f"asked for {asked} frames, the clip gave {given}"

@@ -1,8 +1,7 @@
 """ReaderPool: videos are read ahead, in processes that can be killed, so that a codec's crash costs one video.
 
-A process gets requests as JSON lines on its standard input and answers with a JSON line, and raw pixels where it has
-read frames. Nothing is unpickled: a codec taken over by a crafted file has no way into this process. It ends when its
-input does, in the middle of a file too, so that none outlives a run that is killed.
+Nothing that a process answers is unpickled (`salcap.reader_process`): a codec taken over by a crafted file has no way
+into this one.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
-from importlib import import_module
-from typing import Any, BinaryIO
+from typing import Any
 
-import torch
+import numpy as np
 
 from salcap.frames import Frames
-from salcap.video import DEFAULT_LIMITS, VideoLimits, read_frames
+from salcap.video import DEFAULT_LIMITS, VideoLimits, read_frames, to_frames
+from salcap.video_reader import Pictures, read_pictures
 
 MEMORY_BYTES = 4 * 2**30  # of data that a reading process may hold, where the system can say so (Linux)
 
@@ -58,14 +57,16 @@ class ReaderPool:
         num_workers: int,
         time_limit: float | None = None,
         limits: VideoLimits = DEFAULT_LIMITS,
-        reader: Callable[..., Frames] = read_frames,
+        reader: Callable[..., Frames | Pictures] = read_frames,
     ) -> None:
         if num_workers == 0 and time_limit is not None:
             raise ValueError(f"a time limit of {time_limit} s needs num_workers of at least 1, got 0")
+        if num_workers and reader is read_frames:
+            reader = read_pictures  # without torch, which takes seconds to start
         self._limits, self._reader = limits, reader
         self.num_workers = num_workers
         self._threads = ThreadPoolExecutor(max(num_workers, 1))
-        self._workers = [_Worker(time_limit, limits.max_bytes) for _ in range(num_workers)]
+        self._workers = [_Worker(time_limit, limits.max_bytes, reader.__module__) for _ in range(num_workers)]
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         for worker in self._workers:
             self._idle.put(worker)
@@ -115,15 +116,15 @@ class ReaderPool:
 class _Worker:
     """One reading process, started again after its death."""
 
-    def __init__(self, time_limit: float | None, max_bytes: int) -> None:
-        self._time_limit, self._max_bytes = time_limit, max_bytes
+    def __init__(self, time_limit: float | None, max_bytes: int, module: str) -> None:
+        self._time_limit, self._max_bytes, self._module = time_limit, max_bytes, module
         self._closed = False
         self._start()
 
     def _start(self) -> None:
         self._ready = False
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "salcap.reading", str(MEMORY_BYTES)],
+            [sys.executable, "-m", "salcap.reader_process", str(MEMORY_BYTES), self._module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -174,13 +175,10 @@ class _Worker:
             raise ReadError(answer["error_class"], answer["message"])
         if "result" in answer:
             return answer["result"]
-        shape, clip = answer.pop("shape"), answer.pop("clip_seconds")
-        return Frames(
-            torch.frombuffer(pixels, dtype=torch.uint8).reshape(shape),
-            warnings=tuple(answer.pop("warnings")),
-            clip_seconds=None if clip is None else tuple(clip),
-            **answer,
-        )
+        answer["pixels"] = np.frombuffer(pixels, np.uint8).reshape(answer.pop("shape"))
+        for name in ("warnings", "clip_seconds"):
+            answer[name] = None if answer[name] is None else tuple(answer[name])
+        return to_frames(Pictures(**answer))
 
     def _expire(self, expired: threading.Event) -> None:
         expired.set()
@@ -202,61 +200,3 @@ def _read_exactly(file: Any, num_bytes: int, max_bytes: int) -> bytearray:
             raise EOFError(f"{len(view)} bytes are missing")
         view = view[count:]
     return buffer
-
-
-def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-    options = {name: tuple(value) if name == "size" else value for name, value in request["options"].items()}
-    module, _, name = request["function"].partition(":")
-    try:
-        function = getattr(import_module(module), name)
-        frames = function(*request["args"], limits=VideoLimits(**request["limits"]), **options)
-    except Exception as error:
-        return {"error_class": type(error).__name__, "message": str(error) or type(error).__name__}, b""
-    if not isinstance(frames, Frames):
-        return {"result": frames}, b""
-    pixels = frames.pixels.contiguous().numpy().tobytes()
-    header = {
-        "num_bytes": len(pixels),
-        "shape": list(frames.pixels.shape),
-        "pts_seconds": frames.pts_seconds.tolist(),
-        "source": frames.source,
-        "warnings": frames.warnings,
-        "clip_seconds": frames.clip_seconds,
-    }
-    return header, pixels
-
-
-def _serve(answers: BinaryIO) -> None:
-    """Answer requests until standard input ends, which ends the process at once."""
-    requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-
-    def take() -> None:
-        for line in sys.stdin.buffer:
-            requests.put(line)
-        os._exit(0)
-
-    threading.Thread(target=take, daemon=True).start()
-    answers.write(b"ready\n")
-    answers.flush()
-    for line in iter(requests.get, None):
-        header, pixels = _answer(json.loads(line))
-        try:
-            answers.write(json.dumps(header).encode() + b"\n")
-            answers.write(pixels)
-            answers.flush()
-        except BrokenPipeError:  # the run was killed, and its end of this pipe closed first
-            os._exit(0)
-
-
-def _main() -> None:
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever else prints goes to standard error
-    if sys.platform == "linux":
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_DATA, (int(sys.argv[1]),) * 2)
-    _serve(answers)
-
-
-if __name__ == "__main__":
-    _main()

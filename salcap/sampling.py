@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from salcap.frames import Frames, shortage
+from salcap.frames import Frames
 from salcap.timeline import spread_indices
+from salcap.video_info import shortage
 
 FRAME_CHOICES = ("uniform", "saliency")
 PRESAMPLE_FRAMES = 64  # about as many frames are looked at for a choice by saliency

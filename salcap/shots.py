@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from salcap.video import DEFAULT_LIMITS, VideoLimits, stream_frames
+from salcap.video_reader import DEFAULT_LIMITS, VideoLimits, stream_frames
 
 SIZE = (18, 32)  # pixels to which frames are shrunk: motion is lost in them, another scene is not
 CHANGE = 20.0  # of 255: mean difference of two frames, below which nothing is a cut

@@ -100,3 +100,8 @@ def local_file(path: str | bytes | os.PathLike[str]) -> str:
     if not stat.S_ISREG(mode):
         raise ValueError("not a regular file")
     return os.path.abspath(name)
+
+
+def shortage(asked: int, given: int) -> str:
+    """The warning of a clip that has fewer frames than were asked for."""
+    return f"asked for {asked} frames, the clip gave {given}"

@@ -13,7 +13,7 @@ from typing import Any
 
 from salcap.manifest import Item
 from salcap.shots import find_cuts
-from salcap.video import DEFAULT_LIMITS, VideoLimits, probe
+from salcap.video_reader import DEFAULT_LIMITS, VideoLimits, probe
 
 SHOTS = "shots"
 MIN_SHOT_SECONDS = 1.0  # a shorter shot is part of the one before it, at the end of the video too

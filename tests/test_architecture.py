@@ -23,6 +23,8 @@ ROWS = (
         "seeding",
         "timeline",
         "video_info",
+        "video_open",
+        "video_reader",
     ),
     (
         "captioners",
@@ -33,8 +35,8 @@ ROWS = (
         "sampling",
         "shots",
         "stills",
+        "reader_process",
         "video",
-        "video_open",
         "views",
         "weighting",
         "windows",
@@ -73,18 +75,19 @@ SIDEWAYS = {
     ("distill", "evaluation"),
     ("__init__", "_transformers_hook"),
     ("__main__", "cli"),
-    ("shots", "video"),
-    ("video", "video_open"),
+    ("video_open", "video_info"),
+    ("video_reader", "timeline"),
+    ("video_reader", "video_info"),
+    ("video_reader", "video_open"),
     ("windows", "manifest"),
     ("windows", "shots"),
-    ("windows", "video"),
 }
 RANK = {room: rank for rank, rooms in enumerate(ROWS) for room in rooms}
 
 # package -> the only files that may import it
 OWNERS = {
     "accelerate": ("distill/", "training/"),
-    "av": ("pictures/video_writer.py", "video.py", "video_open.py"),
+    "av": ("pictures/video_writer.py", "video_open.py", "video_reader.py"),
     "fsspec": ("record_parts.py",),
     "gradio": ("demo/",),
     "pycocoevalcap": ("evaluation/captions.py",),
@@ -185,7 +188,7 @@ def test_the_package_was_found() -> None:
         ("weighting/x.py", "from salcap import cli", "against the one way"),
         ("saliency/x.py", "from ..saliency_captioner import SaliencyCaptioner", "against the one way"),
         ("pipeline.py", "import salcap", "against the one way"),
-        ("sampling.py", "import av.container", "'video.py', 'video_open.py') may"),
+        ("sampling.py", "import av.container", "'video_open.py', 'video_reader.py') may"),
         ("pipeline.py", "def f():\n    import transformers", "may"),
         ("doctor.py", "from importlib import import_module\nimport_module('transformers')", "may"),
         ("evaluation/evaluate.py", "from pycocoevalcap.cider.cider import Cider", "may"),

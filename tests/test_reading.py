@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -135,3 +137,9 @@ def test_without_a_process_there_is_no_time_limit() -> None:
         ReaderPool(0, time_limit=5)
     with ReaderPool(0, reader=odd_readers.read) as pool:
         assert len(pool.submit("good.mp4", 2, None, None).result()) == 2
+
+
+def test_a_reading_process_starts_without_torch():
+    code = "import sys, salcap.reader_process, salcap.windows; print({'torch', 'transformers'} & sys.modules.keys())"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "set()\n"

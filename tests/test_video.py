@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from video_factory import ROOT, CountedVideo, decode_all, draw_number, load_script, make_video, numbers, read_number
 
-import salcap.video
+import salcap.video_reader
 from salcap.frames import Frames
 from salcap.video import probe, read_frames
 
@@ -281,7 +281,7 @@ def test_pixels_that_are_not_square_stay_as_stored(tmp_path: Path) -> None:
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> type[CountedVideo]:
     CountedVideo.reset()
-    monkeypatch.setattr(salcap.video, "_Video", CountedVideo)
+    monkeypatch.setattr(salcap.video_reader, "_Video", CountedVideo)
     return CountedVideo
 
 

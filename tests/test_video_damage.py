@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from video_factory import ROOT, CountedVideo, draw_number, load_script, make_video, numbers, read_number
 
-import salcap.video
+import salcap.video_reader
 from salcap.timeline import in_order
 from salcap.video import VideoDecodeError, probe, read_frames
 
@@ -46,7 +46,7 @@ def decode_damaged(path: Path) -> list[tuple[int, np.ndarray]]:
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> type[CountedVideo]:
     CountedVideo.reset()
-    monkeypatch.setattr(salcap.video, "_Video", CountedVideo)
+    monkeypatch.setattr(salcap.video_reader, "_Video", CountedVideo)
     return CountedVideo
 
 

@@ -18,7 +18,7 @@ import av
 import numpy as np
 
 from salcap.frames import Frames
-from salcap.video import _Video
+from salcap.video_reader import _Video
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS, COLUMNS = 2, 8

@@ -1,0 +1,376 @@
+"""Video files in, pictures as arrays out: decode only what is needed, scale while decoding.
+
+Without torch, so that reading processes start at once (`salcap.video` makes `Frames` of the pictures).
+
+Seconds are counted from the start of the video stream, so that the first frame is shown at about 0 whatever clock the
+file was written with; inside, times are ticks of the stream's time base (see `salcap.timeline`).
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain, islice, pairwise
+from typing import Any
+
+import av
+import numpy as np
+from av.container import Flags
+from av.sidedata.sidedata import Type as SideDataType
+from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
+
+from salcap.timeline import MAX_ERRORS, Ticks, Timed, Timeline, spread_times
+from salcap.video_info import VideoDecodeError, VideoInfo, VideoLimits, shortage
+from salcap.video_open import FAILURES, VideoPath, decoder_log, open_container, words_of
+
+MAX_THREADS = 4  # each decoding thread holds a frame, and after a seek wastes one
+DEFAULT_LIMITS = VideoLimits()
+SCALING = 4 | 0x2000 | 0x40000  # swscale's BICUBIC, FULL_CHR_H_INT, ACCURATE_RND: PyAV 17 has no names for flags
+
+
+def probe(path: VideoPath, limits: VideoLimits = DEFAULT_LIMITS) -> VideoInfo:
+    """Look at a video: decode its first frame, find its end from packets.
+
+    Raises:
+        VideoDecodeError: as `salcap.video.read_frames`.
+    """
+    with _Video(path, limits) as video:
+        stream, frame = video.stream, video.first[1]
+        a, b, _, _ = _orientation(frame)
+        return VideoInfo(
+            path=video.name,
+            duration_seconds=video.seconds(video.end),
+            width=video.size[1],
+            height=video.size[0],
+            fps=float(stream.average_rate) if stream.average_rate else None,
+            codec=stream.codec_context.name,
+            container=video.container.format.name,
+            pixel_format=frame.format.name,
+            rotation={(1, 0): 0, (0, 1): 90, (-1, 0): 180, (0, -1): 270}[a, b],
+            num_frames_stated=stream.frames or None,
+            sample_aspect_ratio=float(stream.sample_aspect_ratio or 1),
+            start_pts_seconds=float(video.origin * video.time_base),
+            warnings=video.warnings(),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """As `Frames`, as arrays.
+
+    Attributes:
+        pixels: (T, H, W, 3) uint8 RGB.
+        pts_seconds, source, warnings, clip_seconds: see `Frames`.
+    """
+
+    pixels: np.ndarray
+    pts_seconds: list[float]
+    source: str | None
+    warnings: tuple[str, ...]
+    clip_seconds: tuple[float, float] | None
+
+
+def read_pictures(
+    path: VideoPath,
+    num_frames: int = 8,
+    start_seconds: float | None = None,
+    end_seconds: float | None = None,
+    *,
+    at_seconds: Sequence[float] | None = None,
+    size: tuple[int, int] | None = None,
+    shortest_side: int | None = None,
+    exact: bool = False,
+    limits: VideoLimits = DEFAULT_LIMITS,
+) -> Pictures:
+    """See `salcap.video.read_frames`."""
+    num_frames = operator.index(num_frames) if at_seconds is None else len(at_seconds)
+    if at_seconds is not None and any(after <= before for before, after in pairwise(at_seconds)):
+        raise ValueError(f"at_seconds must rise, got {list(at_seconds)}")
+    if num_frames < 1:
+        raise ValueError(f"num_frames must be at least 1, got {num_frames}")
+    with _Video(path, limits) as video:
+        video.scale_to(size, shortest_side, num_frames)
+        start, end = video.clip(start_seconds, end_seconds)
+        interval = (end - start) / num_frames
+        if at_seconds is None:
+            targets = [math.floor(start + (number + Fraction(1, 2)) * interval) for number in range(num_frames)]
+        else:
+            targets = [video.origin + round(Fraction(seconds) / video.time_base) for seconds in at_seconds]
+        pictures = video.read(video.frames_at(video.plan(targets, 0 if exact or at_seconds else interval)), end)
+        if len(pictures) < num_frames:  # stills, damage, or a short clip: choose among the frames that there are
+            times = spread_times(video.shown_times(start, end), targets)
+            missing = video.plan([ticks for ticks in times if ticks not in pictures])
+            pictures |= video.read(video.frames_at(missing), end)
+            if len(pictures) < len(times) or (len(pictures) < num_frames and video.damage):
+                video.be_careful()
+                times = spread_times([ticks for ticks, _ in video.all_frames(start, end)], targets)
+                pictures |= video.read((timed for timed in video.all_frames(start, end) if timed[0] in times), end)
+        if not pictures:
+            raise video.failed("no frame of the clip could be decoded")
+        if len(pictures) < num_frames:
+            video.notes.append(shortage(num_frames, len(pictures)))
+        if end_seconds is not None and end_seconds > video.seconds(video.end):
+            video.notes.append(f"end_seconds {end_seconds} is beyond the end of the video: read up to it")
+        shown = spread_times(sorted(pictures), targets)
+        return Pictures(
+            pixels=np.stack([pictures[ticks] for ticks in shown]),
+            pts_seconds=[video.seconds(ticks) for ticks in shown],
+            source=video.name,
+            clip_seconds=(video.seconds(start), video.seconds(end)),
+            warnings=video.warnings(),
+        )
+
+
+def stream_frames(
+    path: VideoPath,
+    start_seconds: float | None = None,
+    end_seconds: float | None = None,
+    *,
+    size: tuple[int, int],
+    limits: VideoLimits = DEFAULT_LIMITS,
+) -> Iterator[tuple[float, np.ndarray]]:
+    """Decode every frame of a clip, one in memory at a time: when it comes on screen, and (height, width, 3) uint8 RGB.
+
+    Args, errors: as `salcap.video.read_frames`. Frames that do not decode are left out; all are turned as the first is.
+    """
+    with _Video(path, limits) as video:
+        video.scale_to(size, None, 1)
+        video.orientation = _orientation(video.first[1])
+        start, end = video.clip(start_seconds, end_seconds)
+        for timed in video.all_frames(start, end):
+            for ticks, picture in video.read([timed], end).items():
+                yield video.seconds(ticks), picture
+
+
+class _Video(Timeline):
+    """One open video stream. What goes wrong on the way is counted, not raised, as long as there are frames.
+
+    Attributes:
+        first: the first frame that decodes, with its time.
+        size: (height, width) of the pictures handed out.
+        orientation: of all frames; None: each one's own, which PyAV then keeps until Python next collects garbage.
+    """
+
+    orientation: tuple[int, int, int, int] | None = None
+
+    def __init__(self, path: VideoPath, limits: VideoLimits = DEFAULT_LIMITS) -> None:
+        self.path, self.limits = path, limits
+        self.name = str(getattr(path, "name", "<file object>")) if hasattr(path, "read") else os.fsdecode(path)
+        self.notes: list[str] = []
+        self.damage: Counter[str] = Counter()
+        self.cause: Exception | None = None
+        self.num_decoded = 0
+        self.threads = min(MAX_THREADS, os.cpu_count() or 1)
+        self.reformatter = VideoReformatter()
+        self.container: Any = None
+        self.stream: Any = None
+        try:
+            self._open()
+            self._measure()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> _Video:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self.stream is not None:
+            self.stream.codec_context.flush_buffers()  # lets the decoder's threads come to rest first
+        if self.container is not None:
+            self.container.close()
+        self.stream = self.container = None
+
+    def failed(self, message: str) -> VideoDecodeError:
+        """The error to raise: with FFmpeg's words on the file, and the first thing that went wrong as its cause."""
+        words = dict.fromkeys([message, *self.damage, *decoder_log(self.path, self.limits.max_pixels)])
+        error = VideoDecodeError(self.name, "; ".join(words))
+        error.__cause__ = self.cause
+        return error
+
+    def warnings(self) -> tuple[str, ...]:
+        return (*self.notes, *(f"damaged: {words} ({count} times)" for words, count in self.damage.items()))
+
+    def _count(self, error: Exception) -> None:
+        self.cause = self.cause or error
+        self.damage[words_of(error)] += 1
+
+    def _open(self) -> None:
+        try:
+            self.container = open_container(self.path, self.limits.max_pixels)
+        except FAILURES as error:
+            self.cause = error
+            raise self.failed(words_of(error)) from error
+        # pts that FFmpeg guesses are wrong for reordered frames in AVI; without them frames carry the decoder's times
+        self.container.flags &= ~Flags.gen_pts.value
+        pictures = Disposition.attached_pic | Disposition.timed_thumbnails
+        streams = [stream for stream in self.container.streams.video if not stream.disposition & pictures]
+        if not streams:
+            kinds = ", ".join(sorted({stream.type for stream in self.container.streams})) or "none"
+            raise self.failed(f"no video stream (streams in the file: {kinds})")
+        stream = max(streams, key=lambda stream: stream is self.container.streams.best("video"))
+        codec = stream.codec_context
+        if codec is None:
+            raise self.failed("no decoder for its video stream")
+        most = self.limits.max_pixels
+        if codec.width * codec.height > most:
+            raise self.failed(f"declares {codec.width}x{codec.height} pixels, at most {most} are decoded (max_pixels)")
+        codec.options = {"max_pixels": str(most)}
+        codec.thread_type, codec.thread_count = "AUTO", self.threads
+        self.stream, self.index, self.time_base = stream, stream.index, stream.time_base
+        self.step = 1 / ((stream.average_rate or stream.guessed_rate or 25) * stream.time_base)
+
+    def _measure(self) -> None:
+        """Decode the first frame, learn from it how this file tells time, and find the end."""
+        head: list[av.Packet] = []
+        for careful in (False, True):
+            if careful:
+                self.be_careful()
+            packets = self.packets()
+            head = list(islice(packets, 1))
+            first = next(self.decode(chain(head, packets), self.stream.start_time or 0), None)
+            if first is not None:
+                break
+        else:
+            raise self.failed("no frame could be decoded")
+        self.first, (self.origin, frame) = first, first
+        if frame.pts is not None and self.stream.start_time is not None:
+            self.origin = min(self.origin, self.stream.start_time)
+        self.by_dts, self.counted = frame.pts is None, frame.pts is None and head[0].dts is None
+        self.delay = 0 if head[0].dts is None else first[0] - head[0].dts
+        height, width = frame.height, frame.width
+        self.size = (height, width) if _orientation(frame)[0] else (width, height)
+        stated, kind = self.stream.duration, self.container.format.name
+        if stated is not None:
+            stated += self.stream.start_time or 0
+        elif self.container.duration is not None:  # of the longest stream; some count it from 0, some from the start
+            stated = int(Fraction(self.container.duration, av.time_base) / self.time_base)
+        if kind == "avi" and stated is not None:  # FFmpeg guesses the duration of one that is cut, but not its frames
+            stated = max(stated, math.floor(self.stream.frames * self.step))
+        last = self.find_end(stated)
+        if self.seconds(self.end) > self.limits.max_seconds:
+            length = f"{self.seconds(self.end):.0f} s long"
+            raise self.failed(f"{length}, at most {self.limits.max_seconds:.0f} s are read (max_seconds)")
+        reached = self.seconds(last if self.stream.duration is None else self.end)
+        if stated is not None and self.seconds(stated) > reached + float(self.step * self.time_base) + 0.01:
+            states = f"the file states {self.seconds(stated):.2f} s but ends after {reached:.2f} s"
+            self.notes.append(f"{states}: it may be truncated")
+        if kind == "mpegts" and all(self.container.size % size for size in (188, 192, 204)):
+            self.notes.append("the file ends within a transport packet: it may be truncated")
+
+    def scale_to(self, size: tuple[int, int] | None, shortest_side: int | None, num_frames: int) -> None:
+        """Set the size of the pictures handed out, unless so many of them would take too much memory."""
+        if size is not None and shortest_side is not None:
+            raise ValueError(f"give size or shortest_side, not both, got {size} and {shortest_side}")
+        if size is not None and (len(size) != 2 or min(size) < 1):
+            raise ValueError(f"size must be (height, width), each at least 1 pixel, got {size}")
+        if shortest_side is not None and shortest_side < 1:
+            raise ValueError(f"shortest_side must be at least 1 pixel, got {shortest_side}")
+        height, width = self.size
+        if shortest_side is not None and shortest_side < min(height, width):
+            share = Fraction(shortest_side, min(height, width))
+            size = (max(1, round(height * share)), max(1, round(width * share)))
+        self.size = size or self.size
+        taken, most = 3 * num_frames * self.size[0] * self.size[1], self.limits.max_bytes
+        if taken > most:
+            sized = f"{num_frames} frames of {self.size[1]}x{self.size[0]}"
+            raise self.failed(f"{sized} pixels take {taken} bytes, at most {most} are read (max_bytes)")
+
+    def read(self, frames: Iterable[Timed], end: Fraction) -> dict[Ticks, np.ndarray]:
+        """(H, W, 3) pictures of decoded frames by the time at which they come on screen, if before ``end``."""
+        pictures: dict[Ticks, np.ndarray] = {}
+        for ticks, frame in frames:
+            if ticks < end and ticks not in pictures:
+                try:
+                    pictures[ticks] = self._to_rgb(frame)
+                except FAILURES as error:
+                    self._count(error)
+        return pictures
+
+    def _to_rgb(self, frame: av.VideoFrame) -> np.ndarray:
+        """(H, W, 3) uint8 of the size handed out, upright."""
+        a, b, c, d = self.orientation or _orientation(frame)
+        height, width = self.size if a else self.size[::-1]
+        scaling = None if (frame.height, frame.width) == (height, width) else SCALING
+        rgb = self.reformatter.reformat(frame, width, height, "rgb24", interpolation=scaling, threads=1)
+        picture = rgb.to_ndarray()
+        return (picture if a else picture.swapaxes(0, 1))[:: d or b, :: a or c]
+
+    def rewind(self) -> None:
+        self.close()
+        self._open()
+
+    def be_careful(self) -> None:
+        """Start over with one thread: when several meet damage, the frames that they have in hand are lost."""
+        self.threads = 1
+        self.rewind()
+
+    def seek(self, ticks: Ticks, any_frame: bool = False) -> bool:
+        if self.counted or self.container.format.name == "mpeg":  # times guessed after a seek in that are wrong
+            return False
+        try:
+            self.container.seek(ticks - self.delay if self.by_dts else ticks, stream=self.stream, any_frame=any_frame)
+        except FAILURES:
+            return False
+        return True
+
+    def is_keyframe(self, packet: av.Packet) -> bool:
+        if packet.is_keyframe or self.container.format.name != "avi" or packet.dts is None:
+            return bool(packet.is_keyframe)
+        at = self.stream.index_entries.search_timestamp(packet.dts)  # for H.264 in AVI the mark may be there alone
+        return at >= 0 and bool(self.stream.index_entries[at].timestamp == packet.dts)
+
+    def packets(self, max_errors: int = MAX_ERRORS, every_stream: bool = False) -> Iterator[av.Packet]:
+        errors = 0
+        while errors <= max_errors:
+            try:
+                for packet in self.container.demux(*([] if every_stream else [self.stream])):
+                    if packet.size:  # empty ones mark the end, or a frame left out in AVI
+                        errors = 0
+                        yield packet
+                return
+            except FAILURES as error:
+                self._count(error)
+                errors += 1
+
+    def decode_packet(self, packet: av.Packet | None) -> list[av.VideoFrame] | None:
+        try:
+            frames: list[av.VideoFrame] = self.stream.codec_context.decode(packet)
+        except FAILURES as error:
+            if not isinstance(error, EOFError):
+                self._count(error)
+            return None
+        self.num_decoded += len(frames)
+        if self.num_decoded > self.limits.max_decoded_frames:
+            most = self.limits.max_decoded_frames
+            raise self.failed(f"more than {most} frames to decode for those asked for (max_decoded_frames)")
+        for frame in frames:
+            if frame.is_corrupt:
+                self.damage["a frame with concealed errors"] += 1
+        return frames
+
+
+def _orientation(frame: av.VideoFrame) -> tuple[int, int, int, int]:
+    """Signs a, b, c, d of the display matrix: a pixel at (x, y), y downwards, is shown at (a x + c y, b x + d y)."""
+    side_data: Any
+    try:
+        side_data = frame.side_data
+        matrix = np.frombuffer(bytes(side_data[SideDataType.DISPLAYMATRIX]), np.int32)[[0, 1, 3, 4]]
+    except KeyError:
+        return 1, 0, 0, 1
+    except ValueError:  # PyAV lists no side data at all if one has a type it does not know, such as Exif
+        angle = math.radians(-frame.rotation)
+        matrix = np.array([math.cos(angle), math.sin(angle), -math.sin(angle), math.cos(angle)])
+    a, b, c, d = (int(sign) for sign in np.sign(matrix))
+    if abs(matrix[1]) > abs(matrix[0]):
+        return 0, b, c or -b, 0
+    return a or 1, 0, 0, d or 1
