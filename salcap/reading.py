@@ -24,6 +24,7 @@ from salcap.frames import Frames
 from salcap.video import DEFAULT_LIMITS, VideoLimits, read_frames, to_frames
 from salcap.video_reader import Pictures, read_pictures
 
+CLIPS_A_PROCESS = 200  # then it is replaced, which takes tenths of a second: FFmpeg's threads leave memory in pieces
 MEMORY_BYTES = 4 * 2**30  # of data that a reading process may hold, where the system can say so (Linux)
 
 
@@ -122,7 +123,7 @@ class _Worker:
         self._start()
 
     def _start(self) -> None:
-        self._ready = False
+        self._ready, self._num_read = False, 0
         self._process = subprocess.Popen(
             [sys.executable, "-m", "salcap.reader_process", str(MEMORY_BYTES), self._module],
             stdin=subprocess.PIPE,
@@ -171,6 +172,11 @@ class _Worker:
                 timer.join()
             if expired.is_set():
                 self._process.wait()
+        self._num_read += 1
+        if self._num_read == CLIPS_A_PROCESS:
+            self._process.kill()
+            self._process.wait()
+            self._start()
         if "error_class" in answer:
             raise ReadError(answer["error_class"], answer["message"])
         if "result" in answer:

@@ -21,6 +21,7 @@ from typing import Any
 import av
 import numpy as np
 from av.container import Flags
+from av.sidedata.sidedata import SideDataContainer
 from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
@@ -30,6 +31,7 @@ from salcap.video_info import VideoDecodeError, VideoInfo, VideoLimits, shortage
 from salcap.video_open import FAILURES, VideoPath, decoder_log, open_container, words_of
 
 MAX_THREADS = 4  # each decoding thread holds a frame, and after a seek wastes one
+THREADED_PIXELS = 640 * 360  # of smaller frames threads gain nothing, and leave memory in pieces
 DEFAULT_LIMITS = VideoLimits()
 SCALING = 4 | 0x2000 | 0x40000  # swscale's BICUBIC, FULL_CHR_H_INT, ACCURATE_RND: PyAV 17 has no names for flags
 
@@ -154,7 +156,7 @@ class _Video(Timeline):
     Attributes:
         first: the first frame that decodes, with its time.
         size: (height, width) of the pictures handed out.
-        orientation: of all frames; None: each one's own, which PyAV then keeps until Python next collects garbage.
+        orientation: of all frames; None: each one's own.
     """
 
     orientation: tuple[int, int, int, int] | None = None
@@ -225,7 +227,8 @@ class _Video(Timeline):
         if codec.width * codec.height > most:
             raise self.failed(f"declares {codec.width}x{codec.height} pixels, at most {most} are decoded (max_pixels)")
         codec.options = {"max_pixels": str(most)}
-        codec.thread_type, codec.thread_count = "AUTO", self.threads
+        small = codec.width * codec.height < THREADED_PIXELS
+        codec.thread_type, codec.thread_count = "AUTO", 1 if small else self.threads
         self.stream, self.index, self.time_base = stream, stream.index, stream.time_base
         self.step = 1 / ((stream.average_rate or stream.guessed_rate or 25) * stream.time_base)
 
@@ -361,9 +364,9 @@ class _Video(Timeline):
 
 def _orientation(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     """Signs a, b, c, d of the display matrix: a pixel at (x, y), y downwards, is shown at (a x + c y, b x + d y)."""
-    side_data: Any
     try:
-        side_data = frame.side_data
+        # `frame.side_data` would keep what it returns, which keeps the frame: garbage until Python looks for cycles
+        side_data: Any = SideDataContainer(frame)  # type: ignore[call-arg]  # PyAV's stubs leave it out
         matrix = np.frombuffer(bytes(side_data[SideDataType.DISPLAYMATRIX]), np.int32)[[0, 1, 3, 4]]
     except KeyError:
         return 1, 0, 0, 1

@@ -143,3 +143,13 @@ def test_a_reading_process_starts_without_torch():
     code = "import sys, salcap.reader_process, salcap.windows; print({'torch', 'transformers'} & sys.modules.keys())"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "set()\n"
+
+
+def test_a_process_is_replaced_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(salcap.reading, "CLIPS_A_PROCESS", 2)
+    sample, pids = str(ROOT / "data" / "sample.mp4"), []
+    with ReaderPool(1, time_limit=60.0) as pool:
+        for start in range(4):
+            pids.append(pool._workers[0]._process.pid)
+            assert pool.submit(sample, 2, float(start), None).result().pts_seconds[0] >= start
+    assert pids[0] == pids[1] != pids[2] == pids[3]

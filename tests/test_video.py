@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 from bisect import bisect_right
 from fractions import Fraction
@@ -413,3 +414,18 @@ def test_a_clip_beyond_the_end_is_cut_off_with_a_warning(videos: dict[str, Path]
     frames = read_frames(videos["mp4"], 5, start_seconds=1.0, end_seconds=9.0)
     assert numbers(frames) == [27, 32, 37, 42, 47]
     assert frames.warnings == ("end_seconds 9.0 is beyond the end of the video: read up to it",)
+
+
+def test_frames_go_as_soon_as_they_are_read(videos):
+    """None waits for Python to look for cycles: of 4K each takes 12 MB."""
+    gc.collect()
+    gc.disable()
+    try:
+        read_frames(videos["mp4"], 8)
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        assert [each for each in gc.garbage if type(each).__module__.startswith("av.")] == []
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()

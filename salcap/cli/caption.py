@@ -82,6 +82,10 @@ def caption(
     batch_tokens: Annotated[
         int | None, typer.Option(min=1, help="Most visual tokens that the model takes at once, padding among them.")
     ] = None,
+    streams: Annotated[
+        int | None,
+        typer.Option(min=1, help="Batches at work at once; default: 2 on a CPU with threads for it, else 1."),
+    ] = None,
     workers: Workers = None,
     time_limit: Annotated[
         float | None, typer.Option(min=0.001, help="Seconds for reading one clip; default: 300 where processes read.")
@@ -147,6 +151,7 @@ def caption(
                     frames=frames,
                     batch_size=batch_size,
                     batch_tokens=batch_tokens,
+                    num_streams=streams,
                     windows=windows,
                     num_workers=0 if num_items == 1 and windows is None and workers is time_limit is None else workers,
                     time_limit=time_limit,

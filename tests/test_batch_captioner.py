@@ -1,0 +1,150 @@
+"""Batches side by side: what they share is the weights alone, and the captions are those of one at a time."""
+
+from __future__ import annotations
+
+import threading
+from itertools import chain
+from typing import Any
+
+import odd_readers
+import pytest
+import tiny_models
+import tiny_multimodal
+import torch
+
+from salcap import SaliencyCaptioner, SaliencyModel
+from salcap.batch_captioner import fitting_streams, replicate
+from salcap.corpus import caption_corpus
+
+MAKERS = {**tiny_models.FAMILIES, **tiny_multimodal.FAMILIES, "mini": tiny_models.mini}
+NAMES = [f"slow{number}.mp4" for number in range(6)]
+FAST = {"num_frames": 2, "max_new_tokens": 4, "num_workers": 0, "reader": odd_readers.read}
+
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    """As on two cores, wherever the tests run."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def load(family: str, **options: Any) -> SaliencyCaptioner:
+    tiny = MAKERS[family]()
+    captioner = SaliencyCaptioner.from_pretrained(tiny.model, tiny.processor, saliency="center", mode="none")
+    modes = [mode for mode in ("scale", "bias", "prune") if mode in captioner.captioner.modes]
+    budget = {"keep_ratio": 0.5} if "prune" in modes else {}
+    return captioner.with_weighting(mode="+".join(modes), strength=1.0, **budget, **options)
+
+
+def run(captioner: SaliencyCaptioner, names: list[str] = NAMES, **options: Any) -> list[dict[str, Any]]:
+    records: list[dict[str, Any]] = []
+    caption_corpus(captioner, names, progress=lambda record, *_: records.append(record), **{**FAST, **options})
+    return records
+
+
+class Meeting(SaliencyModel):
+    """A backbone whose calls wait until two of them are at work."""
+
+    barrier = threading.Barrier(2, timeout=20)
+
+    def forward(self, pixels, pts_seconds=None):
+        self.barrier.wait()
+        return pixels.mean(1)
+
+
+def tensors(captioner: SaliencyCaptioner) -> list[torch.Tensor]:
+    model: Any = captioner.captioner.model  # type: ignore[attr-defined]
+    return [*chain(model.parameters(), model.buffers(), captioner.saliency.parameters())]
+
+
+@pytest.mark.parametrize("family", sorted(MAKERS))
+def test_two_streams_give_the_captions_of_one(family):
+    captioner = load(family)
+    expected, found = (run(captioner, num_streams=count) for count in (1, 2))
+    assert [record["id"] for record in found] == NAMES
+    for one, other in zip(found, expected, strict=True):
+        assert one["error"] is None
+        assert {**one, "timings": None, "score": None} == {**other, "timings": None, "score": None}
+        assert one["score"] == pytest.approx(other["score"], abs=1e-4)
+        assert min(one["timings"].values()) >= 0  # a hook that heard another batch would end its stage too early
+    assert len({record["score"] for record in found}) > 1  # the clips differ
+
+
+@pytest.mark.parametrize("family", sorted(MAKERS))
+def test_a_replica_has_its_own_modules_and_the_same_tensors(family):
+    captioner = load(family)
+    other = replicate(captioner)
+    assert all(mine is its for mine, its in zip(tensors(captioner), tensors(other), strict=True))
+    for mine, its in ((captioner.captioner.model, other.captioner.model), (captioner.saliency, other.saliency)):
+        assert not {id(module) for module in mine.modules()} & {id(module) for module in its.modules()}
+
+
+def test_two_batches_are_at_work_at_once_and_torch_has_its_threads_back():
+    tiny = tiny_models.mini()
+    options = {"mode": "prune", "keep_ratio": 0.5}
+    captioner = SaliencyCaptioner.from_pretrained(tiny.model, tiny.processor, saliency=Meeting(), **options)
+    inside, counts = [], []
+
+    def note(*_):
+        inside.append(torch.get_num_threads())
+
+    captioner.captioner.model.encoder.register_forward_hook(note)
+    assert all(record["error"] is None for record in run(captioner))
+    assert set(inside) == {1}  # two streams of one thread each
+    thread = threading.Thread(target=lambda: counts.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert (torch.get_num_threads(), counts) == (2, [2])
+
+
+def test_an_error_of_the_settings_ends_the_run_and_one_of_a_clip_does_not(monkeypatch):
+    captioner = load("mini")
+    generate = captioner.captioner.generate
+
+    def picky(clips, *rest, **generation):
+        if any(clip.source in ("slow1.mp4", "slow4.mp4") for clip in clips):
+            raise ValueError("odd clip")
+        return generate(clips, *rest, **generation)
+
+    monkeypatch.setattr(captioner.captioner, "generate", picky)
+    records = run(captioner, num_streams=2)
+    assert [record["error"] for record in records] == [None, "odd clip", None, None, "odd clip", None]
+    with pytest.raises(ValueError, match="odd clip"):
+        run(captioner, NAMES[1:], num_streams=2)  # whether or not another clip was done sooner
+
+
+def test_out_of_memory_in_one_stream_makes_the_batches_of_all_smaller(monkeypatch):
+    captioner = load("mini")
+    generate, sizes = captioner.captioner.generate, []
+
+    def tight(clips, *rest, **generation):
+        sizes.append(len(clips))
+        if len(clips) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return generate(clips, *rest, **generation)
+
+    monkeypatch.setattr(captioner.captioner, "generate", tight)
+    records = run(captioner, [f"slow{number}.mp4" for number in range(12)], batch_size=2, num_streams=2)
+    assert [record["error"] for record in records] == [None] * 12
+    assert sizes.count(2) <= 2  # those that were at work together
+    assert "out of memory: captioned with batch_size 1" in records[-1]["warnings"]
+
+
+@pytest.mark.parametrize(
+    "options, expected", [({}, 2), ({"do_sample": True}, 1), ({"do_sample": False, "num_beams": 2}, 2)]
+)
+def test_streams_are_for_cpus_with_threads_and_words_that_are_not_drawn(options, expected):
+    captioner = load("mini")
+    assert fitting_streams(captioner, options) == expected
+    captioner.captioner.model.generation_config.do_sample = True
+    assert fitting_streams(captioner, options) == (expected if "do_sample" in options else 1)
+    captioner.captioner.model.generation_config.do_sample = False
+    torch.set_num_threads(1)
+    assert fitting_streams(captioner, options) == 1
+
+
+def test_a_number_of_streams_that_cannot_be_is_refused():
+    with pytest.raises(ValueError, match="num_streams must be at least 1, got 0"):
+        run(load("mini"), num_streams=0)
