@@ -34,7 +34,8 @@ class BatchCaptioner:
     """Captions batches, and smaller ones or with less to see where memory runs out.
 
     Args:
-        num_streams: batches at work at once; None: see `fitting_streams`. All other arguments as for `caption_corpus`.
+        batch_size, batch_tokens: of all batches at work together; each stream gets its share.
+        num_streams: batches at work at once; None: see `fitting_streams`, and no more than clips.
 
     Attributes:
         settings: what decides the captions, JSON-ready.
@@ -55,15 +56,19 @@ class BatchCaptioner:
         self.captioner, self.frames, self.lessen, self.generation = captioner, frames, lessen, generation
         self.num_frames = captioner.resolve_num_frames(num_frames)
         self.first_read = captioner.first_read(num_frames, frames)
+        if num_streams is None:
+            limits = [limit for limit in (batch_size, batch_tokens) if limit is not None]
+            num_streams = max(1, min([fitting_streams(captioner, generation), *limits]))
+        if num_streams < 1:
+            raise ValueError(f"num_streams must be at least 1, got {num_streams}")
+        self.num_streams = num_streams
+        size, tokens = (_share(limit, num_streams) for limit in (batch_size, batch_tokens))
         self.batches: BySize | ByTokens
-        if batch_tokens is None:
-            self.batches = BySize(1 if batch_size is None else batch_size)
+        if tokens is None:
+            self.batches = BySize(1 if size is None else size)
         else:
             mixes, most = captioner.captioner.mixes_lengths, captioner.weighting.max_visual_tokens
-            self.batches = ByTokens(batch_tokens, batch_size, mixes, self.num_frames, most)
-        self.num_streams = fitting_streams(captioner, generation) if num_streams is None else num_streams
-        if self.num_streams < 1:
-            raise ValueError(f"num_streams must be at least 1, got {num_streams}")
+            self.batches = ByTokens(tokens, size, mixes, self.num_frames, most)
         self.succeeded = False
         self.settings = {
             **captioner.describe(frames),
@@ -255,6 +260,11 @@ class _Streams:
         done: Future[Result] = Future()
         done.set_result(run())
         return done
+
+
+def _share(limit: int | None, count: int) -> int | None:
+    """Of a limit for all of ``count``; at least 1, but for a limit that is wrong itself."""
+    return None if limit is None else max(limit // count, min(limit, 1))
 
 
 def _out_of_memory(caption: Caption) -> bool:

@@ -95,10 +95,10 @@ def caption_corpus(
         items: their ids must differ; of a data set those that are `present`.
         output: a .jsonl file, see `RecordFile`; None keeps no records.
         num_frames, frames, generation: as for `SaliencyCaptioner.caption`.
-        batch_size: most clips that the model takes at once; None: 1, with ``batch_tokens`` any number.
-        batch_tokens: most visual tokens that it takes at once, padding among them, see `ByTokens`.
-        num_streams: batches that the model works on at once, in threads that share its weights and torch's threads; the
-            times of a record are then those of a batch beside others. None: 2 on a CPU, see `fitting_streams`, else 1.
+        batch_size: most clips at work at once, over all streams; None: 1 a stream, with ``batch_tokens`` any number.
+        batch_tokens: most visual tokens at work at once, padding among them, see `ByTokens`.
+        num_streams: batches at work at once, in threads that share the model's weights and torch's threads; the times
+            of a record are those of a batch beside others. None: 2 on a CPU, see `fitting_streams`, else 1.
         windows: seconds, or "shots"; None: each item is one clip.
         num_workers: reading processes; None: half of the cores, at least 1, at most 8, for a set of photographs 0;
             0: none.

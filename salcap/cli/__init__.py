@@ -12,6 +12,7 @@ from salcap.cli import (  # noqa: F401
     export,
     info,
     inspect,
+    plot,
     saliency,
     saliency_cache,
     train,

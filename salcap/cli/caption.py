@@ -77,10 +77,10 @@ def caption(
     recursive: Annotated[bool, typer.Option(help="Also videos in folders below.")] = False,
     retry_failed: Annotated[bool, typer.Option(help="Caption again what failed in earlier runs.")] = False,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Most clips that the model takes at once; default: 1, or any with tokens.")
+        int | None, typer.Option(min=1, help="Most clips at work at once; default: 1 a stream, or any with tokens.")
     ] = None,
     batch_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Most visual tokens that the model takes at once, padding among them.")
+        int | None, typer.Option(min=1, help="Most visual tokens at work at once, padding among them.")
     ] = None,
     streams: Annotated[
         int | None,
