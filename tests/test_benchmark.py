@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from salcap.cli import app
 from salcap.evaluation import saliency_benchmark
 from salcap.evaluation.saliency_benchmark import MEASURES, benchmark_saliency, count_macs
+from salcap.pictures.plots import draw_plot
 from salcap.saliency import TorchSaliency, create_saliency
 from salcap.saliency.runtimes import RUNTIMES, installed_runtimes
 from salcap.saliency.uva_net import UvaNet
@@ -103,6 +104,14 @@ def test_every_backbone_has_a_row_or_a_reason(result):
     assert "no weights glimpse/model.tflite" in result.missing["glimpse"]
     assert result.threads == torch.get_num_threads()
     assert result.matmul_peak_gmacs > 0
+
+
+def test_the_plot_names_every_row_and_its_speed(result, tmp_path):
+    (tmp_path / "benchmark.json").write_text(json.dumps(result.to_dict()))
+    drawn = draw_plot(tmp_path / "benchmark.json", tmp_path / "benchmark.svg").read_text()
+    for row in result.rows:
+        assert f">{row.name}</text>" in drawn
+        assert f"{row.frames_per_second['frames_64']:,.1f}</text>" in drawn
 
 
 def test_a_students_row_is_whole(result, checkpoint):

@@ -23,6 +23,7 @@ from salcap.evaluation import captioning_benchmark
 from salcap.evaluation.captioning_benchmark import KEEP_RATIOS, STAGES, benchmark_captioning, break_even, counting_flops
 from salcap.evaluation.instruments import memory_mib, peak_rise_mib, percentiles
 from salcap.evaluation.saliency_benchmark import count_macs
+from salcap.pictures.plots import draw_plot
 from salcap.saliency import create_saliency, runtimes
 
 FAMILIES = {
@@ -73,6 +74,13 @@ def test_every_arm_has_a_row(result):
     assert (result.missing, result.random_weights_of, result.policy) == ({}, None, "top")
     assert (result.num_frames, result.new_tokens, result.device, result.dtype) == (2, 3, "cpu", "float32")
     assert result.student_over_teacher > 0
+
+
+def test_the_plot_names_every_arm_and_stage(result, tmp_path):
+    (tmp_path / "benchmark.json").write_text(json.dumps(result.to_dict()))
+    drawn = draw_plot(tmp_path / "benchmark.json", tmp_path / "benchmark.svg").read_text()
+    for name in (*(row.name for row in result.rows), *(stage for stage in STAGES if stage != "read")):
+        assert f">{name}</text>" in drawn
 
 
 def test_stages_sum_to_the_total_in_every_round(result):

@@ -20,6 +20,7 @@ from salcap.datasets.captioned_images import iter_density_maps, load_captioned_i
 from salcap.efficientnet_lite import load_imagenet_trunk
 from salcap.frames import Frames
 from salcap.optimisation import WeightAverage
+from salcap.pictures.plots import draw_plot
 from salcap.training import captioner as training
 from salcap.training.cider_reward import CiderReward
 from salcap.training.feature_cache import FeatureCache, View, crop_density, draw_view, render_view
@@ -103,6 +104,7 @@ def test_training_teaches_what_is_in_the_picture(trained, settings, pictures):
     losses = [record["loss"] for record in records if record["stage"] == "caption"]
     assert losses[-1] < 0.5 * losses[0]
     assert [record["stage"] for record in records][-1] == "reward"
+    assert "cider_d_foveate" in draw_plot(Path(settings.output), pictures / "curves.svg").read_text()
     captioner = load_captioner(str(trained))
     right = 0
     for item in load_captioned_images(pictures, "val"):
