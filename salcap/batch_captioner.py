@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +23,8 @@ from salcap.records import Record
 from salcap.saliency_captioner import SaliencyCaptioner
 from salcap.sources import ClipSource
 from salcap.windows import Window
+
+logger = logging.getLogger(__name__)
 
 Refusal = TypeError | ValueError  # of the model: where no clip was captioned before, of settings that fit no video
 Result = TypeVar("Result")
@@ -56,12 +59,8 @@ class BatchCaptioner:
         self.captioner, self.frames, self.lessen, self.generation = captioner, frames, lessen, generation
         self.num_frames = captioner.resolve_num_frames(num_frames)
         self.first_read = captioner.first_read(num_frames, frames)
-        if num_streams is None:
-            limits = [limit for limit in (batch_size, batch_tokens) if limit is not None]
-            num_streams = max(1, min([fitting_streams(captioner, generation), *limits]))
-        if num_streams < 1:
-            raise ValueError(f"num_streams must be at least 1, got {num_streams}")
-        self.num_streams = num_streams
+        self._captioners = _in_streams(captioner, num_streams, generation, batch_size, batch_tokens)
+        self.num_streams = num_streams = len(self._captioners)
         size, tokens = (_share(limit, num_streams) for limit in (batch_size, batch_tokens))
         self.batches: BySize | ByTokens
         if tokens is None:
@@ -102,7 +101,7 @@ class BatchCaptioner:
                 pass
 
         at_work: deque[tuple[list[ComingClip], Future[tuple[list[Caption], Refusal | None]]]] = deque()
-        with _Streams(self.captioner, self.num_streams) as streams:
+        with _Streams(self._captioners) as streams:
             while True:
                 while len(at_work) < self.num_streams:
                     read_ahead()
@@ -226,14 +225,33 @@ def replicate(captioner: SaliencyCaptioner) -> SaliencyCaptioner:
     return copy.deepcopy(captioner, shared)
 
 
+def _in_streams(
+    captioner: SaliencyCaptioner, num_streams: int | None, generation: dict[str, Any], *limits: int | None
+) -> list[SaliencyCaptioner]:
+    """The captioner, and replicas for the streams asked for, or else for those that fit and have something to do."""
+    count = num_streams
+    if count is None:
+        count = max(1, min([fitting_streams(captioner, generation), *(limit for limit in limits if limit is not None)]))
+    if count < 1:
+        raise ValueError(f"num_streams must be at least 1, got {num_streams}")
+    try:
+        return [captioner, *(replicate(captioner) for _ in range(count - 1))]
+    except Exception as error:  # whatever stands against a copy of a plug-in
+        message = f"{captioner.captioner.name} with {captioner.saliency.name} cannot be copied: {error}"
+        if num_streams is not None:
+            raise ValueError(f"num_streams must be 1, got {num_streams}: {message}") from error
+        logger.warning("one batch at a time: %s", message)
+        return [captioner]
+
+
 class _Streams:
     """Threads with a captioner each, among which torch's threads are divided; one stream is the calling thread."""
 
-    def __init__(self, captioner: SaliencyCaptioner, count: int) -> None:
+    def __init__(self, captioners: Sequence[SaliencyCaptioner]) -> None:
         self._idle: SimpleQueue[SaliencyCaptioner] = SimpleQueue()
-        for each in (captioner, *(replicate(captioner) for _ in range(count - 1))):
-            self._idle.put(each)
-        self._threads = torch.get_num_threads()
+        for captioner in captioners:
+            self._idle.put(captioner)
+        count, self._threads = len(captioners), torch.get_num_threads()
         share = max(1, self._threads // count)
         self._pool = ThreadPoolExecutor(count, "stream", torch.set_num_threads, (share,)) if count > 1 else None
 

@@ -17,6 +17,7 @@ from salcap.batch_captioner import fitting_streams, replicate
 from salcap.corpus import caption_corpus
 
 MAKERS = {**tiny_models.FAMILIES, **tiny_multimodal.FAMILIES, "mini": tiny_models.mini}
+LIVELY = ("mini",)  # whose own weights say the same of all clips
 NAMES = [f"slow{number}.mp4" for number in range(6)]
 FAST = {"num_frames": 2, "max_new_tokens": 4, "num_workers": 0, "reader": odd_readers.read}
 
@@ -32,6 +33,8 @@ def two_threads():
 
 def load(family: str, **options: Any) -> SaliencyCaptioner:
     tiny = MAKERS[family]()
+    if family in LIVELY:
+        tiny_models.lively(tiny.model)
     captioner = SaliencyCaptioner.from_pretrained(tiny.model, tiny.processor, saliency="center", mode="none")
     modes = [mode for mode in ("scale", "bias", "prune") if mode in captioner.captioner.modes]
     budget = {"keep_ratio": 0.5} if "prune" in modes else {}
@@ -62,14 +65,15 @@ def tensors(captioner: SaliencyCaptioner) -> list[torch.Tensor]:
 @pytest.mark.parametrize("family", sorted(MAKERS))
 def test_two_streams_give_the_captions_of_one(family):
     captioner = load(family)
-    expected, found = (run(captioner, num_streams=count) for count in (1, 2))
+    found = run(captioner, num_streams=2)
+    torch.set_num_threads(1)  # as each stream has, for sums of several threads are rounded otherwise
+    expected = run(captioner, num_streams=1)
     assert [record["id"] for record in found] == NAMES
     for one, other in zip(found, expected, strict=True):
         assert one["error"] is None
-        assert {**one, "timings": None, "score": None} == {**other, "timings": None, "score": None}
-        assert one["score"] == pytest.approx(other["score"], abs=1e-4)
+        assert {**one, "timings": None} == {**other, "timings": None}
         assert min(one["timings"].values()) >= 0  # a hook that heard another batch would end its stage too early
-    assert len({record["score"] for record in found}) > 1  # the clips differ
+    assert len({record["caption"] for record in found}) > 1  # the clips differ
 
 
 @pytest.mark.parametrize("family", sorted(MAKERS))
@@ -143,6 +147,27 @@ def test_streams_are_for_cpus_with_threads_and_words_that_are_not_drawn(options,
     captioner.captioner.model.generation_config.do_sample = False
     torch.set_num_threads(1)
     assert fitting_streams(captioner, options) == 1
+
+
+def test_a_backbone_that_cannot_be_copied_takes_one_stream_and_says_so(caplog):
+    class Locked(SaliencyModel):
+        name = "locked"
+
+        def __init__(self):
+            super().__init__()
+            self.lock = threading.Lock()
+
+        def forward(self, pixels, pts_seconds=None):
+            with self.lock:
+                return pixels.mean(1)
+
+    tiny = tiny_models.mini()
+    captioner = SaliencyCaptioner.from_pretrained(tiny.model, tiny.processor, saliency=Locked(), mode="scale")
+    assert [record["error"] for record in run(captioner)] == [None] * 6
+    assert "one batch at a time" in caplog.text
+    assert "with locked cannot be copied: cannot pickle '_thread.lock' object" in caplog.text
+    with pytest.raises(ValueError, match=r"num_streams must be 1, got 2: .* cannot be copied"):
+        run(captioner, num_streams=2)
 
 
 def test_a_number_of_streams_that_cannot_be_is_refused():

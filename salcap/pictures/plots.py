@@ -35,7 +35,12 @@ def draw_plot(source: Path, output: Path, overwrite: bool = False) -> Path:
         raise ValueError(f"output must end with {' or '.join(SUFFIXES)}, got {output}")
     if output.exists() and not overwrite:
         raise ValueError(f"{output} exists; give another output or --overwrite")
-    style = {"svg.hashsalt": "salcap", "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False}
+    style: Any = {
+        "svg.hashsalt": "salcap",
+        "svg.fonttype": "none",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
     with rc_context({**style, "font.size": 9}):
         figure = Figure(layout="constrained")
         _draw(figure, source)
