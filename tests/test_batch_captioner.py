@@ -105,14 +105,14 @@ def test_two_batches_are_at_work_at_once_and_torch_has_its_threads_back():
 
 def test_an_error_of_the_settings_ends_the_run_and_one_of_a_clip_does_not(monkeypatch):
     captioner = load("mini")
-    generate = captioner.captioner.generate
+    generate = type(captioner.captioner).generate
 
-    def picky(clips, *rest, **generation):
+    def picky(self, clips, *rest, **generation):
         if any(clip.source in ("slow1.mp4", "slow4.mp4") for clip in clips):
             raise ValueError("odd clip")
-        return generate(clips, *rest, **generation)
+        return generate(self, clips, *rest, **generation)
 
-    monkeypatch.setattr(captioner.captioner, "generate", picky)
+    monkeypatch.setattr(type(captioner.captioner), "generate", picky)
     records = run(captioner, num_streams=2)
     assert [record["error"] for record in records] == [None, "odd clip", None, None, "odd clip", None]
     with pytest.raises(ValueError, match="odd clip"):
@@ -120,16 +120,16 @@ def test_an_error_of_the_settings_ends_the_run_and_one_of_a_clip_does_not(monkey
 
 
 def test_out_of_memory_in_one_stream_makes_the_batches_of_all_smaller(monkeypatch):
-    captioner = load("mini")
-    generate, sizes = captioner.captioner.generate, []
+    captioner, sizes = load("mini"), []
+    generate = type(captioner.captioner).generate
 
-    def tight(clips, *rest, **generation):
+    def tight(self, clips, *rest, **generation):
         sizes.append(len(clips))
         if len(clips) > 1:
             raise torch.OutOfMemoryError("out of memory")
-        return generate(clips, *rest, **generation)
+        return generate(self, clips, *rest, **generation)
 
-    monkeypatch.setattr(captioner.captioner, "generate", tight)
+    monkeypatch.setattr(type(captioner.captioner), "generate", tight)
     records = run(captioner, [f"slow{number}.mp4" for number in range(12)], batch_size=4, num_streams=2)
     assert [record["error"] for record in records] == [None] * 12
     assert 1 <= sizes.count(2) <= 2  # those that were at work together
