@@ -7,6 +7,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain, count
 from queue import SimpleQueue
@@ -26,7 +27,7 @@ from salcap.windows import Window
 
 logger = logging.getLogger(__name__)
 
-Refusal = TypeError | ValueError  # of the model: where no clip was captioned before, of settings that fit no video
+Refusal = (TypeError, ValueError)  # of the model; where no clip was captioned before, of settings that fit no video
 Result = TypeVar("Result")
 
 MEMORY_ERRORS = ("OutOfMemoryError", "MemoryError")
@@ -38,7 +39,7 @@ class BatchCaptioner:
 
     Args:
         batch_size, batch_tokens: of all batches at work together; each stream gets its share.
-        num_streams: batches at work at once; None: see `fitting_streams`, and no more than clips.
+        num_streams: batches at work at once; None: see `fitting_streams`, at most ``batch_size``.
 
     Attributes:
         settings: what decides the captions, JSON-ready.
@@ -68,7 +69,7 @@ class BatchCaptioner:
         else:
             mixes, most = captioner.captioner.mixes_lengths, captioner.weighting.max_visual_tokens
             self.batches = ByTokens(tokens, size, mixes, self.num_frames, most)
-        self.succeeded = False
+        self.succeeded = self._broken_off = False
         self.settings = {
             **captioner.describe(frames),
             "strength": captioner.weighting.strength,
@@ -100,8 +101,8 @@ class BatchCaptioner:
             while self.batches.wants(waiting, pool.num_workers) and read_on():
                 pass
 
-        at_work: deque[tuple[list[ComingClip], Future[tuple[list[Caption], Refusal | None]]]] = deque()
-        with _Streams(self._captioners) as streams:
+        at_work: deque[tuple[list[ComingClip], Future[list[Caption]]]] = deque()
+        with _Streams(self._captioners) as streams, self._ending_early(pool):
             while True:
                 while len(at_work) < self.num_streams:
                     read_ahead()
@@ -109,15 +110,18 @@ class BatchCaptioner:
                         break
                     batch = self.batches.choose(one_by_one())
                     waiting = [clip for clip in waiting if clip not in batch]
-                    at_work.append((batch, streams.submit(self.caption, batch)))
+                    at_work.append((batch, streams.submit(self.caption, batch, self.succeeded)))
                 if not at_work:
                     return
                 read_ahead()
                 batch, captioned = at_work.popleft()
-                captions, refusal = captioned.result()
-                if refusal is not None and not self.succeeded:
-                    raise refusal
-                self.succeeded |= any(caption.error is None for caption in captions)
+                try:
+                    captions = captioned.result()
+                except Refusal:
+                    if not self.succeeded:
+                        raise
+                    captions = streams.submit(self.caption, batch, True).result()
+                self.succeeded |= _any_succeeded(captions)
                 for clip, caption in zip(batch, captions, strict=True):
                     self.batches.learn(clip, caption)
                     read_ms = caption.timings.get("read_ms", 0.0) + clip.waited_ms
@@ -125,6 +129,17 @@ class BatchCaptioner:
                 while order and order[0].id in done:
                     item = order.popleft()
                     yield {"id": item.id, **item.labels, **done.pop(item.id).to_dict()}
+
+    @contextmanager
+    def _ending_early(self, pool: ReaderPool) -> Iterator[None]:
+        """Where the run is broken off, the streams end with what the model is at: they wait for no clip any more."""
+        self._broken_off = False
+        try:
+            yield
+        except BaseException:
+            self._broken_off = True
+            pool.close()
+            raise
 
     def _read(self, item: Item, pool: ReaderPool) -> ComingClip:
         count, options = self.first_read
@@ -142,30 +157,30 @@ class BatchCaptioner:
 
         return ComingClip(item, ClipSource(item.path, read, start, end), future)
 
-    def caption(
-        self, captioner: SaliencyCaptioner, clips: Sequence[ComingClip]
-    ) -> tuple[list[Caption], Refusal | None]:
-        """A caption for each clip, failed ones too, and the first refusal; of the run's captioner, or a replica."""
-        captions, refusal = self._attempt(captioner, clips, self.num_frames), None
+    def caption(self, captioner: SaliencyCaptioner, clips: Sequence[ComingClip], succeeded: bool) -> list[Caption]:
+        """A caption for each clip, failed ones too; of the run's captioner, or a replica.
+
+        Raises:
+            TypeError, ValueError: of the model, unless a clip ``succeeded`` before.
+        """
+        shrunk = self.batches.shrunk
+        captions = self._attempt(captioner, clips, self.num_frames)
         if isinstance(captions, Exception):
-            refusal = captions if isinstance(captions, Refusal) else None
+            if isinstance(captions, Refusal) and not succeeded:
+                raise captions
             failed = [captioner.failed(clip.source, captions, self.frames) for clip in clips]
             if len(clips) > 1:
                 half = (len(clips) + 1) // 2
                 if _out_of_memory(failed[0]):
                     self.batches.shrink(clips[:half])
-                (first, refused), (rest, also) = (
-                    self.caption(captioner, part) for part in (clips[:half], clips[half:])
-                )
-                return first + rest, refusal or refused or also
+                first = self.caption(captioner, clips[:half], succeeded)
+                return first + self.caption(captioner, clips[half:], succeeded or _any_succeeded(first))
             captions = failed
         captions = [
             self._with_less(captioner, clip, caption) if self.lessen and _out_of_memory(caption) else caption
             for clip, caption in zip(clips, captions, strict=True)
         ]
-        if (words := self.batches.shrunk) is not None:
-            captions = [_warned(caption, words) for caption in captions]
-        return captions, refusal
+        return captions if shrunk is None else [_warned(caption, shrunk) for caption in captions]
 
     def _with_less(self, captioner: SaliencyCaptioner, clip: ComingClip, failed: Caption) -> Caption:
         """Caption a clip that alone takes too much memory; ``failed`` where nothing helps."""
@@ -195,6 +210,8 @@ class BatchCaptioner:
         self, captioner: SaliencyCaptioner, clips: Sequence[ComingClip], num_frames: int
     ) -> list[Caption] | Exception:
         """Captions, or the error that stopped the batch, without the frames of the stack that hold its memory."""
+        if self._broken_off:
+            raise RuntimeError("the run was broken off")
         try:
             sources = [clip.source for clip in clips]
             return captioner.caption_clips(sources, num_frames, self.frames, **self.generation)
@@ -207,22 +224,30 @@ class BatchCaptioner:
 
 def fitting_streams(captioner: SaliencyCaptioner, generation: dict[str, Any]) -> int:
     """How many batches are best at work at once: two on a CPU where torch has two threads, for these do little together
-    that they do not do faster apart. Else one: on other devices, where words are drawn at random, and of a captioner
-    that is no `CaptionerFamily`.
+    that they do not do faster apart. Else one: on other devices, where words are drawn at random, and where a replica
+    might not stand on its own: of plug-ins, of models with hooks or another ``forward``, with objects for ``generate``.
     """
     model, generator = (getattr(captioner.captioner, name, None) for name in ("model", "generator"))
-    config = generation.get("generation_config") or getattr(generator, "generation_config", None)
-    if model is None or config is None or generation.get("do_sample", config.do_sample):
+    config = getattr(generator, "generation_config", None)
+    ours = all(type(part).__module__.startswith("salcap.") for part in (captioner.captioner, captioner.saliency))
+    if model is None or config is None or not ours or generation.get("do_sample", config.do_sample):
+        return 1
+    modules = [*model.modules(), *captioner.saliency.modules()]
+    if any(each._forward_hooks or each._forward_pre_hooks or "forward" in vars(each) for each in modules):
+        return 1
+    if not all(isinstance(value, str | int | float | list | None) for value in generation.values()):
         return 1
     places = {tensor.device.type for tensor in chain(model.parameters(), captioner.saliency.buffers())}
     return 2 if places == {"cpu"} and torch.get_num_threads() > 1 else 1
 
 
 def replicate(captioner: SaliencyCaptioner) -> SaliencyCaptioner:
-    """A copy for another thread, with modules, hooks and sessions of its own; only the tensors are shared."""
+    """A copy for another thread: parameters are shared, modules, hooks, buffers and sessions its own.
+
+    Functions stay what they are: one that a hook or an object holds is still bound to the original's variables.
+    """
     modules = [captioner.saliency, getattr(captioner.captioner, "model", captioner.saliency)]
-    shared = {id(tensor): tensor for module in modules for tensor in chain(module.parameters(), module.buffers())}
-    return copy.deepcopy(captioner, shared)
+    return copy.deepcopy(captioner, {id(each): each for module in modules for each in module.parameters()})
 
 
 def _in_streams(
@@ -234,6 +259,8 @@ def _in_streams(
         count = max(1, min([fitting_streams(captioner, generation), *(limit for limit in limits if limit is not None)]))
     if count < 1:
         raise ValueError(f"num_streams must be at least 1, got {num_streams}")
+    if limits[0] is not None and 1 <= limits[0] < count:
+        raise ValueError(f"num_streams must be at most batch_size, {limits[0]}, got {num_streams}")
     try:
         return [captioner, *(replicate(captioner) for _ in range(count - 1))]
     except Exception as error:  # whatever stands against a copy of a plug-in
@@ -260,8 +287,10 @@ class _Streams:
 
     def __exit__(self, *_: object) -> None:
         if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(self._threads)  # what new threads begin with is torch's, not a thread's
+            try:
+                self._pool.shutdown(cancel_futures=True)
+            finally:
+                torch.set_num_threads(self._threads)  # what new threads begin with is torch's, not a thread's
 
     def submit(self, function: Callable[..., Result], *args: Any) -> Future[Result]:
         """Call it with a captioner of its own, and ``args``."""
@@ -288,6 +317,10 @@ def _share(limit: int | None, count: int) -> int | None:
 def _out_of_memory(caption: Caption) -> bool:
     words = (caption.error or "").lower()
     return caption.error_class in MEMORY_ERRORS or any(known in words for known in MEMORY_WORDS)
+
+
+def _any_succeeded(captions: Sequence[Caption]) -> bool:
+    return any(caption.error is None for caption in captions)
 
 
 def _warned(caption: Caption, words: str) -> Caption:

@@ -98,7 +98,8 @@ def caption_corpus(
         batch_size: most clips at work at once, over all streams; None: 1 a stream, with ``batch_tokens`` any number.
         batch_tokens: most visual tokens at work at once, padding among them, see `ByTokens`.
         num_streams: batches at work at once, in threads that share the model's weights and torch's threads; the times
-            of a record are those of a batch beside others. None: 2 on a CPU, see `fitting_streams`, else 1.
+            of a record are those of a batch beside others. None: 2 on a CPU, see `fitting_streams`, else 1. A clip with
+            more visual tokens than a stream's share goes alone.
         windows: seconds, or "shots"; None: each item is one clip.
         num_workers: reading processes; None: half of the cores, at least 1, at most 8, for a set of photographs 0;
             0: none.
@@ -140,6 +141,8 @@ def caption_corpus(
     with open_readers(num_workers, time_limit, limits, reader) as pool:
         if not isinstance(captioner, SaliencyCaptioner):
             captioner = captioner()
+        if num_streams is None and windows is None and len(mine) < 2:
+            num_streams = 1
         model = BatchCaptioner(captioner, num_frames, frames, batch_size, batch_tokens, lessen, generation, num_streams)
         if output is None:
             outcomes: dict[str, str | None] = {}

@@ -12,6 +12,7 @@ import os
 import queue
 import sys
 import threading
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, BinaryIO
 
@@ -72,7 +73,8 @@ def _main() -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_DATA, (int(sys.argv[1]),) * 2)
-    import_module(sys.argv[2])  # of the reader, before any clip's time begins
+    with suppress(Exception):  # which each clip will tell
+        import_module(sys.argv[2])  # of the reader, before any clip's time begins
     _serve(answers)
 
 

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -58,16 +58,16 @@ class ReaderPool:
         num_workers: int,
         time_limit: float | None = None,
         limits: VideoLimits = DEFAULT_LIMITS,
-        reader: Callable[..., Frames | Pictures] = read_frames,
+        reader: Callable[..., Frames] = read_frames,
     ) -> None:
         if num_workers == 0 and time_limit is not None:
             raise ValueError(f"a time limit of {time_limit} s needs num_workers of at least 1, got 0")
+        self._limits, self._reader = limits, cast(Callable[..., Any], reader)
         if num_workers and reader is read_frames:
-            reader = read_pictures  # without torch, which takes seconds to start
-        self._limits, self._reader = limits, reader
+            self._reader = read_pictures  # without torch, which takes seconds to start
         self.num_workers = num_workers
         self._threads = ThreadPoolExecutor(max(num_workers, 1))
-        self._workers = [_Worker(time_limit, limits.max_bytes, reader.__module__) for _ in range(num_workers)]
+        self._workers = [_Worker(time_limit, limits.max_bytes, self._reader.__module__) for _ in range(num_workers)]
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         for worker in self._workers:
             self._idle.put(worker)
@@ -176,7 +176,6 @@ class _Worker:
         if self._num_read == CLIPS_A_PROCESS:
             self._process.kill()
             self._process.wait()
-            self._start()
         if "error_class" in answer:
             raise ReadError(answer["error_class"], answer["message"])
         if "result" in answer:

@@ -7,7 +7,7 @@ clips, --num-clips clips, and a 720p video of --minutes in windows of 10 s, besi
 
 Throughput: a plain loop over `caption()` and `caption_corpus` caption the same clips in turns, in one process;
 those of --clips, or the rendered ones, which are small and cost next to no decoding. The share of the time in which the
-model is busy is that of saliency, encoder and language model.
+model is busy is that of saliency, encoder and language model, of all streams together: up to 2 where two are at work.
 
 Clips and videos are rendered into the folder; those that are there already are kept. Ends with one JSON line.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from itertools import chain
 from typing import Any
 
@@ -59,7 +60,7 @@ class Meeting(SaliencyModel):
 
 def tensors(captioner: SaliencyCaptioner) -> list[torch.Tensor]:
     model: Any = captioner.captioner.model  # type: ignore[attr-defined]
-    return [*chain(model.parameters(), model.buffers(), captioner.saliency.parameters())]
+    return [*chain(model.parameters(), captioner.saliency.parameters())]
 
 
 @pytest.mark.parametrize("family", sorted(MAKERS))
@@ -95,7 +96,7 @@ def test_two_batches_are_at_work_at_once_and_torch_has_its_threads_back():
         inside.append(torch.get_num_threads())
 
     captioner.captioner.model.encoder.register_forward_hook(note)
-    assert all(record["error"] is None for record in run(captioner))
+    assert all(record["error"] is None for record in run(captioner, num_streams=2))
     assert set(inside) == {1}  # two streams of one thread each
     thread = threading.Thread(target=lambda: counts.append(torch.get_num_threads()))
     thread.start()
@@ -164,8 +165,11 @@ def test_a_backbone_that_cannot_be_copied_takes_one_stream_and_says_so(caplog):
     tiny = tiny_models.mini()
     captioner = SaliencyCaptioner.from_pretrained(tiny.model, tiny.processor, saliency=Locked(), mode="scale")
     assert [record["error"] for record in run(captioner)] == [None] * 6
+    captioner = load("mini")
+    captioner.captioner.lock = threading.Lock()
+    assert [record["error"] for record in run(captioner)] == [None] * 6
     assert "one batch at a time" in caplog.text
-    assert "with locked cannot be copied: cannot pickle '_thread.lock' object" in caplog.text
+    assert "with center cannot be copied: cannot pickle '_thread.lock' object" in caplog.text
     with pytest.raises(ValueError, match=r"num_streams must be 1, got 2: .* cannot be copied"):
         run(captioner, num_streams=2)
 
@@ -173,6 +177,38 @@ def test_a_backbone_that_cannot_be_copied_takes_one_stream_and_says_so(caplog):
 def test_a_number_of_streams_that_cannot_be_is_refused():
     with pytest.raises(ValueError, match="num_streams must be at least 1, got 0"):
         run(load("mini"), num_streams=0)
+    with pytest.raises(ValueError, match="num_streams must be at most batch_size, 1, got 2"):
+        run(load("mini"), num_streams=2, batch_size=1)
+
+
+def test_a_model_with_hooks_or_objects_for_generate_takes_one_stream():
+    captioner = load("mini")
+    assert fitting_streams(captioner, {"logits_processor": object()}) == 1
+    captioner.captioner.model.decoder.register_forward_hook(lambda *_: None)
+    assert fitting_streams(captioner, {}) == 1
+
+
+def test_one_clip_has_all_threads():
+    captioner, counts = load("mini"), []
+    captioner.saliency.register_forward_hook(lambda *_: counts.append(torch.get_num_threads()))
+    run(captioner, NAMES[:1])
+    assert counts == [2]
+
+
+def test_a_run_that_is_broken_off_waits_for_no_clip():
+    captioner = load("mini")
+
+    def stop(record, *_):
+        raise KeyboardInterrupt
+
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        caption_corpus(
+            captioner, [*NAMES[:2], "hang.mp4", "hang2.mp4"], num_streams=2, progress=stop,
+            **{**FAST, "num_workers": 1, "time_limit": 300.0},
+        )  # fmt: skip
+    assert time.monotonic() - started < 120  # the clip that hangs has 300 s
+    assert torch.get_num_threads() == 2
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,6 @@ def test_a_process_is_replaced_now_and_then(monkeypatch: pytest.MonkeyPatch) -> 
     sample, pids = str(ROOT / "data" / "sample.mp4"), []
     with ReaderPool(1, time_limit=60.0) as pool:
         for start in range(4):
-            pids.append(pool._workers[0]._process.pid)
             assert pool.submit(sample, 2, float(start), None).result().pts_seconds[0] >= start
+            pids.append(pool._workers[0]._process.pid)
     assert pids[0] == pids[1] != pids[2] == pids[3]

@@ -55,7 +55,8 @@ def _draw(figure: Any, source: Path) -> None:
         raise ValueError(f"no file {file}: nothing to plot")
     text = file.read_text(encoding="utf-8")
     try:
-        found = [json.loads(line) for line in text.splitlines()] if file.suffix == ".jsonl" else json.loads(text)
+        whole = text[: text.rfind("\n") + 1]  # of a log; a kill may tear its last line
+        found = [json.loads(line) for line in whole.splitlines()] if file.suffix == ".jsonl" else json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{file} is not the JSON of a training or benchmark: {error}") from error
     if isinstance(found, list) and found and all(isinstance(record, dict) for record in found):
