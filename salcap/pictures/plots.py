@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 SUFFIXES = (".png", ".svg")
-_STEPS = ("stage", "step", "epoch", "methods", "steps_per_second")  # of a log's record; all else is drawn
+_STEPS = ("stage", "step", "epoch", "steps_per_second")  # of a log's record; all else is drawn
 _STAGES = ("saliency", "preprocess", "encode", "prefill", "decode", "other")
 _COLUMNS = 3
 
