@@ -8,6 +8,7 @@ import math
 import types
 import typing
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,7 +34,10 @@ class Weighting:
             ``keep_ratio`` leaves, and a ``max_visual_tokens`` that has no room for it is an error.
         strength: how far ``scale`` and ``bias`` go; 0 changes nothing.
         zoom: how much closer the crop of ``zoom`` is than the frame, above 1; 2 shows half of each side.
-        seed: of the random policies.
+        seed: of the random policies; a whole number of 64 bits.
+
+    Raises:
+        ValueError: a value that is none of these, modes that cannot be combined, a budget without "prune".
     """
 
     mode: str = "none"
@@ -47,6 +51,11 @@ class Weighting:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("keep_ratio", "strength", "zoom"):
+            if not isinstance(getattr(self, name), Real):
+                raise ValueError(f"{name} must be a number, got {getattr(self, name)!r}")
+        if type(self.seed) is not int or not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed must be a whole number of 64 bits, got {self.seed!r}")
         for mode in self.modes:
             check_choice("mode", mode, MODES)
         if len(set(self.modes)) < len(self.modes):
@@ -74,7 +83,7 @@ class Weighting:
     @property
     def modes(self) -> tuple[str, ...]:
         """The modes that ``mode`` joins."""
-        return tuple(self.mode.split("+"))
+        return _split_modes(self.mode)
 
 
 def resolve_weighting(default: Weighting, **given: Any) -> Weighting:
@@ -89,9 +98,11 @@ def resolve_weighting(default: Weighting, **given: Any) -> Weighting:
     given = {name: value for name, value in given.items() if value is not None}
     limit = given.get("max_visual_tokens")
     mode = given.get("mode", default.mode)
+    if not isinstance(given.get("keep_ratio", 1.0), Real):
+        raise ValueError(f"keep_ratio must be a number, got {given['keep_ratio']!r}")
     if "mode" not in given and (limit is not None or given.get("keep_ratio", 1.0) < 1.0) and "prune" not in mode:
         mode = given["mode"] = "prune" if mode == "none" else f"{mode}+prune"
-    modes = mode.split("+")
+    modes = _split_modes(mode)
     reset: dict[str, Any] = {}
     if limit is not None or "keep_ratio" in given or "prune" not in modes:
         reset = {"keep_ratio": 1.0, "max_visual_tokens": None}
@@ -113,6 +124,12 @@ def resolve_weighting(default: Weighting, **given: Any) -> Weighting:
                 f"{name} {given[name]!r} does nothing in mode {mode!r}: it needs {' or '.join(sorted(users))}"
             )
     return weighting
+
+
+def _split_modes(mode: Any) -> tuple[str, ...]:
+    if not isinstance(mode, str):
+        raise ValueError(f"mode must be a name of {', '.join(MODES)}, or several joined by '+', got {mode!r}")
+    return tuple(mode.split("+"))
 
 
 def check_choice(name: str, value: str, allowed: typing.Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import reprlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -116,7 +117,11 @@ def caption_corpus(
         settings: JSON-ready; what else an earlier run on the same output must have had in common with this one.
         progress: called after each record with it, how many are done in this run, and how many there are to do.
 
+    Returns:
+        How many clips were captioned and how many failed, and where the records are.
+
     Raises:
+        TypeError: items that are not paths.
         ValueError: settings that fit no video or not the output's, ids that are not unique.
         OSError: records cannot be written; those written before are whole.
     """
@@ -128,7 +133,9 @@ def caption_corpus(
             reader = read_still
             num_workers = 0 if num_workers is time_limit is None else num_workers
         items = [Item(str(each.path), each.id, each.start_seconds, each.end_seconds) for each in items.present]
-    items = check_unique([item if isinstance(item, Item) else Item(os.fspath(item)) for item in items])
+    if isinstance(items, str | bytes | os.PathLike):
+        raise TypeError(f"caption_corpus takes a list of items, got one: {reprlib.repr(items)}")
+    items = check_unique([item if isinstance(item, Item) else Item(_path(item)) for item in items])
     part, parts = shard
     if not 1 <= part <= parts:
         raise ValueError(f"shard must be i of n with 1 <= i <= n, got {part} of {parts}")
@@ -172,6 +179,14 @@ def caption_corpus(
         return CorpusSummary(len(found), done, count_errors(found), None)
     found = [record["error_class"] for record in read_records(output)]
     return CorpusSummary(len(found), done, count_errors(found), output)
+
+
+def _path(item: Any) -> str:
+    if isinstance(item, str | os.PathLike):
+        return os.fspath(item)
+    raise TypeError(
+        f"an item is a path or a salcap.manifest.Item, got {type(item).__name__}; others take salcap.pipeline"
+    )
 
 
 def open_readers(

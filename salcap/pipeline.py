@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from types import ModuleType
@@ -70,8 +70,8 @@ class CaptionPipeline:
         if is_video(videos):
             with _seeded(self.seed):
                 return self.captioner.caption(videos, **options).to_dict()
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if type(batch_size) is not int or batch_size < 1:
+            raise ValueError(f"batch_size must be a whole number from 1, got {batch_size!r}")
         records = self._records(_each(videos), batch_size, options)
         return list(records) if isinstance(videos, list | tuple) else records
 
@@ -83,11 +83,21 @@ class CaptionPipeline:
 
 
 def _each(videos: Any) -> Iterator[Any]:
-    if isinstance(videos, Iterable):
-        return iter(videos)
-    if hasattr(videos, "__getitem__") and hasattr(videos, "__len__"):  # a data set; few raise IndexError at their end
-        return (videos[index] for index in range(len(videos)))
+    if not isinstance(videos, Mapping):
+        if isinstance(videos, Iterable):
+            return map(_one, videos)
+        if hasattr(videos, "__getitem__") and hasattr(videos, "__len__"):  # few raise IndexError at their end
+            return (_one(videos[index]) for index in range(len(videos)))
     raise TypeError(f"give a video, or a list, iterable or data set of videos, got {type(videos).__name__}")
+
+
+def _one(video: Any) -> Any:
+    if isinstance(video, list | tuple | Mapping):
+        raise TypeError(
+            f"each video must be one, got a {type(video).__name__} of {len(video)}: give the data set itself, and a"
+            " batch_size, in place of batches that a loader makes"
+        )
+    return video
 
 
 @contextmanager

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import reprlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from os import PathLike, fspath
-from typing import Any
+from numbers import Integral
+from os import PathLike
+from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,7 +69,7 @@ class SaliencyCaptioner:
         zoom: float | None = None,
         seed: int | None = None,
         revision: str | None = None,
-        device: str | torch.device | None = None,
+        device: str | int | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         device_map: Any = None,
         attn_implementation: str | None = None,
@@ -76,12 +78,21 @@ class SaliencyCaptioner:
         """Load a captioner with a saliency backbone in front.
 
         Args:
-            model: "salcap-mini" (bundled), a hub id, a local folder, or a loaded model (then give ``processor`` too).
+            model: "salcap-mini" (bundled), a hub id, a local folder, or a loaded model.
+            processor: of a loaded model only: its processor, or (image processor, tokenizer).
             saliency: a registered backbone's name or an instance; None takes the captioner's default.
             mode, policy, keep_ratio, max_visual_tokens, min_keep, scope, strength, zoom, seed: see
                 `salcap.config.Weighting`; None takes the captioner's default. A ``keep_ratio`` below 1 or a
                 ``max_visual_tokens`` alone adds "prune" to the default mode, and replaces the default's budget.
             revision, device, dtype, device_map, attn_implementation, trust_remote_code: see `load_captioner`.
+
+        Returns:
+            The captioner, its backbone on ``device`` too.
+
+        Raises:
+            OSError: a model that cannot be read; the message says what to do offline.
+            TypeError: a ``saliency`` that is neither a name nor a backbone.
+            ValueError: settings that the captioner cannot honour, unknown names, a device that is not here.
         """
         from salcap.captioners import load_captioner
 
@@ -169,7 +180,11 @@ class SaliencyCaptioner:
                 backbone sees the gaze move, out of about 64 that it looks at (`salcap.sampling`).
             generation: keyword arguments of ``transformers``' generate (num_beams, max_new_tokens, ...).
 
+        Returns:
+            The text with the settings, frame times and timings behind it.
+
         Raises:
+            TypeError: no video.
             VideoDecodeError: the file gives no frame.
             ValueError: settings that do not fit the video or the model.
         """
@@ -187,24 +202,44 @@ class SaliencyCaptioner:
     ) -> list[Caption]:
         """Caption several videos in one batch; one that fails gets a Caption with ``error`` set and the others go on.
 
+        Args:
+            videos: a list of what `caption` takes.
+            num_frames, start_seconds, end_seconds, frames, generation: as for `caption`, of each.
+
+        Returns:
+            One caption a video, in their order.
+
         Raises:
+            TypeError: one video, or a mapping.
             ValueError: settings that fit no video.
         """
-        if is_video(videos):
-            raise TypeError(f"caption_batch takes a list of videos, got one: {reprlib.repr(videos)}")
+        if is_video(videos) or isinstance(videos, Mapping):
+            raise TypeError(f"caption_batch takes a list of videos, got {reprlib.repr(videos)}")
         clips = [clip_source(video, start_seconds, end_seconds) for video in videos]
         return self._caption(clips, num_frames, frames, generation, raising=False)
 
     def caption_windows(
         self,
-        video: str | PathLike[str],
+        video: str | PathLike[str] | BinaryIO | bytes,
         windows: Windows,
         start_seconds: float | None = None,
         end_seconds: float | None = None,
         **options: Any,
     ) -> Iterator[Caption]:
-        """Caption a long file window by window, as `cut_windows` cuts it; options and errors as for `caption`."""
-        for start, end in cut_windows(fspath(video), windows, start_seconds, end_seconds):
+        """Caption a long file window by window, as `cut_windows` cuts it; other options and errors as for `caption`.
+
+        Args:
+            video: a path, a binary file that can seek, or a file's bytes.
+            windows: seconds of each, or "shots".
+
+        Raises:
+            TypeError: frames, which have no cuts to be found.
+        """
+        if isinstance(video, Frames | np.ndarray | Tensor) or not is_video(video):
+            raise TypeError(
+                f"windows are cut out of files (a path, an open one, its bytes), got {type(video).__name__}"
+            )
+        for start, end in cut_windows(video, windows, start_seconds, end_seconds):
             yield self.caption(video, start_seconds=start, end_seconds=end, **options)
 
     def caption_clips(
@@ -278,9 +313,9 @@ class SaliencyCaptioner:
             limit, views = limit // 2, f" in mode {self.weighting.mode!r}, which makes two views of each"
         if num_frames is None:
             num_frames = min(DEFAULT_NUM_FRAMES, limit or DEFAULT_NUM_FRAMES)
-        if num_frames < 1 or num_frames > (limit or num_frames):
+        if not isinstance(num_frames, Integral) or not 1 <= num_frames <= (limit or num_frames):
             most = limit or "any number of"
-            raise ValueError(f"{self.captioner.name} takes 1 to {most} frames{views}, got {num_frames}")
+            raise ValueError(f"{self.captioner.name} takes 1 to {most} frames{views}, got {num_frames!r}")
         return num_frames
 
     def _read(self, source: ClipSource, num_frames: int, choice: str, timings: dict[str, float]) -> Frames:

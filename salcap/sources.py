@@ -17,7 +17,7 @@ from salcap.frames import Frames
 from salcap.sampling import take_frames
 from salcap.video import read_frames
 
-Video: TypeAlias = str | PathLike[str] | BinaryIO | bytes | Frames | np.ndarray | Tensor
+Video: TypeAlias = str | PathLike[str] | BinaryIO | bytes | bytearray | memoryview | Frames | np.ndarray | Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ def is_video(value: Any) -> bool:
     """Whether a value is one video, rather than several (as an array of five dimensions is) or none."""
     if isinstance(value, np.ndarray | Tensor):
         return value.ndim != 5
-    return isinstance(value, str | PathLike | bytes | Frames) or hasattr(value, "read")
+    return isinstance(value, str | PathLike | bytes | bytearray | memoryview | Frames) or hasattr(value, "read")
 
 
 def clip_source(video: Video, start_seconds: float | None = None, end_seconds: float | None = None) -> ClipSource:
@@ -59,7 +59,7 @@ def clip_source(video: Video, start_seconds: float | None = None, end_seconds: f
     start, end = start_seconds, end_seconds
     if (start or 0.0) < 0 or (end is not None and end <= (start or 0.0)):
         raise ValueError(f"a clip must start at 0 s or later and end after its start, got {start} to {end} s")
-    if isinstance(video, bytes):
+    if isinstance(video, bytes | bytearray | memoryview):
         return clip_source(io.BytesIO(video), start, end)
     if isinstance(video, str | PathLike):
         return ClipSource(
@@ -82,7 +82,8 @@ def _frames_of(array: np.ndarray | Tensor) -> Frames:
             "a video is a path, an open binary file, a file's bytes, salcap.Frames or uint8 frames (T, H, W, 3), got"
             f" {type(array).__name__}"
         )
-    tensor = array if isinstance(array, Tensor) else torch.from_numpy(np.ascontiguousarray(array))
+    # a copy where torch would warn of memory that cannot be written
+    tensor = array if isinstance(array, Tensor) else torch.from_numpy(np.require(array, requirements=["C", "W"]))
     if tensor.ndim != 4 or tensor.shape[-1] != 3 or tensor.dtype != torch.uint8:
         raise ValueError(f"frames must be (T, H, W, 3) uint8 RGB, got {tuple(tensor.shape)} {tensor.dtype}")
     return Frames(tensor.permute(0, 3, 1, 2), torch.arange(len(tensor), dtype=torch.float64))

@@ -44,7 +44,7 @@ def read_frames(
     Only a container without index or times is read from its start.
 
     Args:
-        path: a local file, or a binary file object that can seek.
+        path: a local file, a binary file object that can seek, or a file's bytes.
         start_seconds: start of the clip, counted from the start of the video stream; None: the start.
         end_seconds: end of the clip, exclusive; None, or with a warning a later time: the end of the video. A frame
             that came on screen before ``start_seconds`` and is still there belongs to the clip, with its earlier time.

@@ -17,7 +17,7 @@ from salcap.video_info import FORMATS, local_file
 # What PyAV raises on broken files; IndexError where a stream turns up late
 FAILURES = (av.FFmpegError, ArithmeticError, LookupError, MemoryError, OSError, ValueError)
 
-VideoPath: TypeAlias = "str | os.PathLike[str] | BinaryIO"
+VideoPath: TypeAlias = "str | os.PathLike[str] | BinaryIO | bytes"
 _log_lock = threading.Lock()
 
 

@@ -8,6 +8,7 @@ file was written with; inside, times are ticks of the stream's time base (see `s
 
 from __future__ import annotations
 
+import io
 import math
 import operator
 import os
@@ -38,6 +39,10 @@ SCALING = 4 | 0x2000 | 0x40000  # swscale's BICUBIC, FULL_CHR_H_INT, ACCURATE_RN
 
 def probe(path: VideoPath, limits: VideoLimits = DEFAULT_LIMITS) -> VideoInfo:
     """Look at a video: decode its first frame, find its end from packets.
+
+    Args:
+        path: as for `salcap.video.read_frames`.
+        limits: what the file may cost.
 
     Raises:
         VideoDecodeError: as `salcap.video.read_frames`.
@@ -123,7 +128,7 @@ def read_pictures(
         return Pictures(
             pixels=np.stack([pictures[ticks] for ticks in shown]),
             pts_seconds=[video.seconds(ticks) for ticks in shown],
-            source=video.name,
+            source=video.source,
             clip_seconds=(video.seconds(start), video.seconds(end)),
             warnings=video.warnings(),
         )
@@ -162,8 +167,10 @@ class _Video(Timeline):
     orientation: tuple[int, int, int, int] | None = None
 
     def __init__(self, path: VideoPath, limits: VideoLimits = DEFAULT_LIMITS) -> None:
-        self.path, self.limits = path, limits
-        self.name = str(getattr(path, "name", "<file object>")) if hasattr(path, "read") else os.fsdecode(path)
+        self.path, self.limits = io.BytesIO(path) if isinstance(path, bytes) else path, limits
+        name = getattr(self.path, "name", None) if hasattr(self.path, "read") else os.fsdecode(self.path)
+        self.source = None if name is None else str(name)
+        self.name = self.source or "<file object>"
         self.notes: list[str] = []
         self.damage: Counter[str] = Counter()
         self.cause: Exception | None = None

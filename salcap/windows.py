@@ -13,6 +13,7 @@ from typing import Any
 
 from salcap.manifest import Item
 from salcap.shots import find_cuts
+from salcap.video_open import VideoPath
 from salcap.video_reader import DEFAULT_LIMITS, VideoLimits, probe
 
 SHOTS = "shots"
@@ -59,7 +60,7 @@ def check_windows(windows: Any) -> Windows:
 
 
 def cut_windows(
-    path: str,
+    path: VideoPath,
     windows: Windows,
     start_seconds: float | None = None,
     end_seconds: float | None = None,
@@ -71,6 +72,7 @@ def cut_windows(
     that `find_cuts` names, and last `MIN_SHOT_SECONDS` or longer.
 
     Args:
+        path: as for `salcap.video.read_frames`.
         windows: seconds, or "shots".
         start_seconds, end_seconds: of the clip, as for `read_frames`; they are those of its first and last window.
 
@@ -94,7 +96,7 @@ def _every(seconds: float, first: float, end: float) -> Iterator[float]:
         yield first + number * seconds
 
 
-def _shot_starts(path: str, first: float, end: float, call: Call) -> Iterator[float]:
+def _shot_starts(path: VideoPath, first: float, end: float, call: Call) -> Iterator[float]:
     last = first
     for number in range(math.ceil((end - first) / PART_SECONDS)):
         begin = first + number * PART_SECONDS
@@ -104,7 +106,7 @@ def _shot_starts(path: str, first: float, end: float, call: Call) -> Iterator[fl
                 last = cut
 
 
-def video_seconds(path: str, *, limits: VideoLimits = DEFAULT_LIMITS) -> float:
+def video_seconds(path: VideoPath, *, limits: VideoLimits = DEFAULT_LIMITS) -> float:
     """Length of a video."""
     return probe(path, limits).duration_seconds
 

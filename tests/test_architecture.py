@@ -16,6 +16,7 @@ ROWS = (
     (
         "caption",
         "config",
+        "devices",
         "efficientnet_lite",
         "frames",
         "optimisation",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from salcap.captioners.base import Captioner
+from salcap.devices import check_device
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +60,7 @@ def load_captioner(
     processor: Any = None,
     *,
     revision: str | None = None,
-    device: str | torch.device | None = None,
+    device: str | int | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     device_map: Any = None,
     attn_implementation: str | None = None,
@@ -79,8 +80,9 @@ def load_captioner(
     Raises:
         OSError: a hub id or folder that cannot be read; the message says what to do offline.
         ValueError: a model type without family, a checkpoint made for another task, or a processor that is missing
-            or not wanted.
+            or not wanted; a device that is not here.
     """
+    check_device(device)
     if isinstance(model, (str, os.PathLike)):
         if processor is not None:
             raise ValueError(f"{os.fspath(model)!r} brings its own processor; give one only with a loaded model")
@@ -105,7 +107,7 @@ def load_captioner(
 def _load(
     name: str,
     revision: str | None,
-    device: str | torch.device | None,
+    device: str | int | torch.device | None,
     dtype: str | torch.dtype | None,
     **options: Any,
 ) -> Captioner:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from salcap.cli.benchmark import benchmarks
+from salcap.cli.captioning import Device
 from salcap.cli.console import AsJson, given, print_columns, say, wrong_use
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def captioning(
     ] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Turns that each arm takes; default: 5.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; default: torch's.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    device: Device = None,
     dtype: Annotated[str | None, typer.Option(help="Of the captioner: float32, bfloat16, ...")] = None,
     as_json: AsJson = False,
 ) -> None:

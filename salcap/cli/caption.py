@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from salcap.cli.captioning import (
+    Device,
+    Dtype,
     MaxVisualTokens,
     MinKeep,
     Mode,
@@ -60,7 +62,9 @@ def caption(
     end: Annotated[float | None, typer.Option(min=0, help="End of the clip in seconds.")] = None,
     model: Model = "salcap-mini",
     revision: Revision = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    seed: Annotated[int | None, typer.Option(help="Of policy random; default: 0.")] = None,
     windows: Annotated[
         str | None, typer.Option(help="Caption each video in windows: of so many seconds, or shots, from cut to cut.")
     ] = None,
@@ -118,9 +122,8 @@ def caption(
 
             def load() -> Any:
                 nonlocal advance
-                captioner = load_captioner(
-                    model, revision, saliency, mode, policy, keep_ratio, max_visual_tokens, min_keep, zoom, device
-                )
+                weighting = (mode, policy, keep_ratio, max_visual_tokens, min_keep, zoom)
+                captioner = load_captioner(model, revision, saliency, *weighting, device, dtype, seed)
                 advance = stack.enter_context(progress_bar(num_items, "captioning"))
                 return captioner
 
@@ -158,6 +161,7 @@ def caption(
                     shard=(part, parts),
                     overwrite=overwrite,
                     retry_failed=retry_failed,
+                    settings=given(dtype=dtype, seed=seed),
                     progress=report,
                     **given(num_beams=num_beams, max_new_tokens=max_new_tokens),
                 )

@@ -6,6 +6,20 @@ from typing import Annotated, Any
 
 import typer
 
+from salcap.cli.console import wrong_use
+
+
+def _here(device: str | None) -> str | None:
+    if device is not None:
+        from salcap.devices import check_device
+
+        with wrong_use():
+            check_device(device)
+    return device
+
+
+Device = Annotated[str | None, typer.Option(callback=_here, help="cpu, cuda, cuda:1, ...")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or auto; default: float32.")]
 Model = Annotated[str, typer.Option(help="salcap-mini, a hub id or a local folder.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
 Saliency = Annotated[str | None, typer.Option(help="Backbone (see salcap list); default: the captioner's own.")]
@@ -33,6 +47,8 @@ def load_captioner(
     min_keep: int | None,
     zoom: float | None,
     device: str | None,
+    dtype: str | None = None,
+    seed: int | None = None,
 ) -> Any:
     """The captioner that a command's options name."""
     from salcap.saliency_captioner import SaliencyCaptioner
@@ -48,4 +64,6 @@ def load_captioner(
         min_keep=min_keep,
         zoom=zoom,
         device=device,
+        dtype=dtype,
+        seed=seed,
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from salcap.cli.captioning import Model, Revision
+from salcap.cli.captioning import Device, Model, Revision
 from salcap.cli.console import AsJson, app, fail, given, number, print_columns, progress_bar, say, wrong_use
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def compare(
     faithfulness: Annotated[
         int, typer.Option(min=0, help="First clips on which to measure deletion faithfulness of each backbone.")
     ] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    device: Device = None,
     output: Annotated[
         Path | None,
         typer.Option(

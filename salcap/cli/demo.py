@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from salcap.cli.captioning import Device
 from salcap.cli.console import app, wrong_use
 
 
@@ -23,7 +24,7 @@ def demo(
         list[str] | None,
         typer.Option(help="A backbone beside the registered ones: path/to/file.py:function."),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    device: Device = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Default: the first free one from 7860.")] = None,
     max_upload_mb: Annotated[int, typer.Option(min=1, help="Largest upload, in MB.")] = 200,
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from salcap.cli import evaluate_captions, evaluate_saliency
-from salcap.cli.captioning import MaxVisualTokens, MinKeep, Mode, Model, Revision, Workers, Zoom, load_captioner
+from salcap.cli.captioning import Device, MaxVisualTokens, MinKeep, Mode, Model, Revision, Workers, Zoom, load_captioner
 from salcap.cli.console import AsJson, app, fail, given, number, print_table, say, wrong_use
 
 # options of `evaluate` that one task has and the other has not
@@ -91,7 +91,7 @@ def evaluate(
     ] = False,
     human: Annotated[bool, typer.Option("--human", help="Saliency: half of the observers as one more row.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first items; the result is partial.")] = None,
-    device: Annotated[str | None, typer.Option()] = None,
+    device: Device = None,
     output: Annotated[
         Path | None, typer.Option(help="Write the receipt (JSON; see salcap verify); killed, the same command goes on.")
     ] = None,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from salcap.cli.captioning import Revision
+from salcap.cli.captioning import Device, Dtype, Revision
 from salcap.cli.console import AsJson, app, wrong_use
 
 
@@ -15,8 +15,8 @@ from salcap.cli.console import AsJson, app, wrong_use
 def inspect(
     model: Annotated[str, typer.Argument(help="salcap-mini, a hub id or a local folder.")],
     revision: Revision = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or auto; default: float32.")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
     as_json: AsJson = False,
 ) -> None:
     """What saliency can do in a captioner, and self-tests on random frames; exit status 1 if one fails."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from salcap.cli.captioning import Revision, load_captioner
+from salcap.cli.captioning import Device, Revision, load_captioner
 from salcap.cli.console import AsJson, app, fail, progress_bar, say, wrong_use
 
 
@@ -37,7 +37,7 @@ def saliency(
     keep_ratio: Annotated[
         float | None, typer.Option(help="Of patches: share to keep, in (0, 1]; default: the captioner's.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    device: Device = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing output file.")] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from salcap.cli.captioning import Device
 from salcap.cli.console import AsJson, app, fail, given, progress_bar, say, wrong_use
 
 
@@ -24,7 +25,7 @@ def saliency_cache(
     num_frames: Annotated[int | None, typer.Option(min=1, help="Frames of each video; default: 8.")] = None,
     weights: Annotated[Path | None, typer.Option(help="The teacher's file of weights, or its folder.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the teacher; may be repeated.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """Store a teacher's maps of all images or videos of a folder; exit status 1 if some could not be read."""
