@@ -12,17 +12,25 @@ class Caption:
     """One clip's caption with everything needed to reproduce it.
 
     Attributes:
-        text: the caption; None where the clip failed, and then ``error`` says why, and ``error_class`` of what kind.
+        text: the caption; None where the clip failed.
+        error, error_class: why it failed, and of what kind; None where it did not.
+        path: the video's file; None where it was none, or has no name.
         start_seconds, end_seconds: the part of the video that the caption speaks of.
-        score: mean log-probability per token; None where the captioner gives none.
+        score: mean log-probability per token, in nats; None where the captioner gives none.
+        model, revision: what captioned: name or folder, and the hub's revision that was asked for.
+        saliency: the backbone; None where no map was looked at.
         frames: how they were chosen, "uniform" or "saliency".
         timings: milliseconds by stage (``read_ms``, ``saliency_ms``, and those of `GeneratedText`; with frames chosen
             by saliency also ``choose_ms``, with mode "zoom" also ``zoom_ms``).
+        mode: what the maps did; see `salcap.config.Weighting` for this and the next ones.
         policy, scope: how ``prune`` chose; None without it.
+        keep_ratio, max_visual_tokens, min_keep: its budget, as it was asked for.
         views: pictures that the captioner saw: one of each frame, with mode "zoom" two.
         zoom, zoom_boxes: of mode "zoom": how much closer the crops are, and of each frame where its crop lies (left,
             top, right, bottom in fractions of the frame); None and () without it.
         visual_tokens: tokens the text decoder saw, over all views; never above ``max_visual_tokens``.
+        frame_pts_seconds: when each frame is shown, from the start of the video stream.
+        warnings: damage, missing frames, and what was reduced for want of memory.
     """
 
     text: str | None
@@ -61,7 +69,11 @@ class Caption:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Caption:
-        """The caption of which `to_dict` made a record, out of JSON too; other keys are left alone."""
+        """The caption of which `to_dict` made a record.
+
+        Args:
+            record: with all its keys, out of JSON too; others are left alone.
+        """
         values = {"text": record["caption"], **{f.name: record[f.name] for f in fields(cls) if f.name != "text"}}
         for name in ("frame_pts_seconds", "warnings"):
             values[name] = tuple(values[name])

@@ -45,7 +45,11 @@ class Frames:
         object.__setattr__(self, "pts_seconds", times)
 
     def take(self, indices: Tensor) -> Frames:
-        """The frames at ``indices`` (rising); all else stays."""
+        """Some of the frames; all else stays.
+
+        Args:
+            indices: (N,) int64, rising.
+        """
         return replace(self, pixels=self.pixels[indices], pts_seconds=self.pts_seconds[indices])
 
     def __len__(self) -> int:

@@ -83,6 +83,9 @@ def inspect(model: Any, processor: Any = None, **options: Any) -> Inspection:
         model, processor, options: as for `salcap.captioners.load_captioner`, or a captioner that it made, or a
             `salcap.SaliencyCaptioner`.
 
+    Returns:
+        What was found, and which self-tests passed.
+
     Raises:
         OSError, ValueError: a model that cannot be loaded, or that no family knows.
     """

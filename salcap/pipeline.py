@@ -32,6 +32,9 @@ def pipeline(
             call to call.
         options: keyword arguments of `SaliencyCaptioner.from_pretrained` (device, dtype, saliency, mode, ...).
 
+    Returns:
+        What is called with a video, or several; see `CaptionPipeline.__call__`.
+
     Raises:
         OSError, TypeError, ValueError: as `SaliencyCaptioner.from_pretrained`.
     """
@@ -115,3 +118,4 @@ class _CallableModule(ModuleType):
 
 
 sys.modules[__name__].__class__ = _CallableModule
+__doc__ = f"{__doc__}\n{pipeline.__doc__}"  # what help(salcap.pipeline) shows

@@ -39,6 +39,7 @@ class SaliencyCaptioner:
         weighting: what the maps do to the captioner's visual tokens.
 
     Raises:
+        TypeError: a ``saliency`` that is none.
         ValueError: the captioner cannot honour the weighting's mode.
     """
 
@@ -226,11 +227,12 @@ class SaliencyCaptioner:
         end_seconds: float | None = None,
         **options: Any,
     ) -> Iterator[Caption]:
-        """Caption a long file window by window, as `cut_windows` cuts it; other options and errors as for `caption`.
+        """Caption a long file window by window, as `cut_windows` cuts it.
 
         Args:
             video: a path, a binary file that can seek, or a file's bytes.
             windows: seconds of each, or "shots".
+            start_seconds, end_seconds, options: as for `caption`; so are other errors.
 
         Raises:
             TypeError: frames, which have no cuts to be found.
@@ -250,6 +252,9 @@ class SaliencyCaptioner:
 
     def first_read(self, num_frames: int | None = None, frames: str = "uniform") -> tuple[int, dict[str, Any]]:
         """How many frames of a clip are read first, and with which options of `read_frames`.
+
+        Args:
+            num_frames, frames: as for `caption`.
 
         Raises:
             ValueError: settings that fit no video.

@@ -45,6 +45,7 @@ def read_frames(
 
     Args:
         path: a local file, a binary file object that can seek, or a file's bytes.
+        num_frames: at least 1.
         start_seconds: start of the clip, counted from the start of the video stream; None: the start.
         end_seconds: end of the clip, exclusive; None, or with a warning a later time: the end of the video. A frame
             that came on screen before ``start_seconds`` and is still there belongs to the clip, with its earlier time.

@@ -44,6 +44,7 @@ class VideoDecodeError(RuntimeError):
 
     Attributes:
         path: the file, as the caller named it.
+        message: what is wrong with it.
     """
 
     def __init__(self, path: str, message: str) -> None:

@@ -161,7 +161,7 @@ def caption(
                     shard=(part, parts),
                     overwrite=overwrite,
                     retry_failed=retry_failed,
-                    settings=given(dtype=dtype, seed=seed),
+                    settings=given(dtype=dtype),
                     progress=report,
                     **given(num_beams=num_beams, max_new_tokens=max_new_tokens),
                 )

@@ -137,6 +137,7 @@ def compare(
         mode, policy, keep_ratio: see `Weighting`; combined as `salcap.evaluation.compare.list_arms` says.
         teacher: the backbone that the others are held against.
         limit: only the first clips.
+        num_frames: of each clip; None: 8, of photographs 1, or as many as the model takes.
         batch_size: clips that an arm captions together before the next arm's turn.
         metrics: see `salcap.score_captions`.
         draws: of the bootstrap.
@@ -145,6 +146,9 @@ def compare(
             The same call goes on from them, however an earlier one was ended; what failed is tried again.
         observers, progress: see `salcap.evaluation.compare.run_arms`.
         generation: keyword arguments of ``transformers``' generate.
+
+    Returns:
+        A row an arm, with intervals of its scores' differences from none, the teacher and the controls.
 
     Raises:
         ValueError: an unknown name, settings that the model refuses or that are not those of the ``records``, or no

@@ -59,6 +59,9 @@ def create_saliency(name: str, **options: Any) -> SaliencyModel:
             come with a downloaded model pass `check_registered_name` first.
         options: keyword arguments of the backbone's factory.
 
+    Returns:
+        The backbone, on the CPU, in evaluation mode.
+
     Raises:
         ValueError: an unknown name (the closest one is given), or a plug-in or file that could not be loaded (with its
             reason).
@@ -106,7 +109,11 @@ def _create(name: str, factory: Factory, options: dict[str, Any]) -> SaliencyMod
 
 
 def list_saliency() -> tuple[str, ...]:
-    """Names that `create_saliency` takes, sorted; `saliency_errors` has those that are installed but broken."""
+    """Which backbones there are; `saliency_errors` has those that are installed but broken.
+
+    Returns:
+        Names that `create_saliency` takes, sorted.
+    """
     _load_plugins()
     return tuple(sorted(_factories))
 
@@ -125,7 +132,11 @@ def register_saliency(name: str, factory: F | None = None) -> F | Callable[[F], 
     """Add a backbone: ``register_saliency("mine", Mine)``, or as a decorator ``@register_saliency("mine")``.
 
     Args:
+        name: what `create_saliency` is to know it by.
         factory: a `SaliencyModel` subclass or function that makes one; its keyword arguments become options.
+
+    Returns:
+        The factory; without one the decorator, which returns what it decorates.
 
     Raises:
         ValueError: the name is taken by another factory.
