@@ -129,6 +129,7 @@ def test_subtitles(folder, tmp_path):
         (("--mode", "scale", "--saliency", "centre"), "center"),
         (("--output", "x.doc"), ".jsonl, .vtt, .srt"),
         (("--num-frames", "0"), "--num-frames"),
+        (("--device", "foo"), "device 'foo' cannot be used"),
         (("--start", "3", "--end", "1"), "got 3.0 to 1.0 s"),
         (("--mode", "scale", "--policy", "top"), "policy 'top' does nothing in mode 'scale'"),
         (("--mode", "zoom", "--zoom", "1"), "zoom must be above 1 and finite, got 1.0"),

@@ -90,6 +90,12 @@ def test_a_limit_for_the_clip_is_shared_over_the_clip_unless_told_otherwise() ->
         ({"strength": -0.1}, "strength must be >= 0 and finite, got -0.1"),
         ({"strength": float("inf")}, "got inf"),
         ({"strength": float("nan")}, "got nan"),
+        ({"strength": "a"}, "strength must be a number, got 'a'"),
+        ({"mode": "prune", "keep_ratio": ".5"}, "keep_ratio must be a number, got '.5'"),
+        ({"mode": 3}, "mode must be a name of none, .*, got 3"),
+        ({"seed": "x"}, "seed must be a whole number of 64 bits, got 'x'"),
+        ({"seed": 1.5}, "got 1.5"),
+        ({"seed": 2**70}, "got 1180591620717411303424"),
     ],
 )
 def test_weighting_fails(settings: dict[str, object], message: str) -> None:

@@ -304,6 +304,19 @@ def test_wrong_settings_fail(captioner, tmp_path, options, message):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "items, message",
+    [
+        ("a.mp4", "takes a list of items, got one: 'a.mp4'"),
+        (b"video", "takes a list of items, got one: b'video'"),
+        ([b"video"], "an item is a path or a salcap.manifest.Item, got bytes"),
+    ],
+)
+def test_items_are_paths(captioner, items, message):
+    with pytest.raises(TypeError, match=message):
+        caption_corpus(captioner, items, **FAST)
+
+
 def test_a_time_limit_needs_a_process_that_can_be_ended(captioner):
     with pytest.raises(ValueError, match="time limit of 5 s needs num_workers of at least 1, got 0"):
         caption_corpus(captioner, ["a.mp4"], num_workers=0, time_limit=5)

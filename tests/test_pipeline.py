@@ -78,6 +78,7 @@ for imports in {IMPORTS}:
 def test_its_signature_and_documentation_are_found() -> None:
     assert {"model", "processor", "seed"} < set(inspect.signature(salcap.pipeline).parameters)
     assert "transformers.pipeline" in salcap.pipeline.__doc__
+    assert "Raises:" in salcap.pipeline.__doc__
 
 
 def test_every_kind_of_one_video_gives_the_same_dictionary(pipe: CaptionPipeline) -> None:
@@ -86,9 +87,18 @@ def test_every_kind_of_one_video_gives_the_same_dictionary(pipe: CaptionPipeline
     assert expected["caption"]
     data = SAMPLE.read_bytes()
     with SAMPLE.open("rb") as file:
-        for video in (SAMPLE, file, file, io.BytesIO(data), data):  # a file is left open, to be read again
+        for video in (
+            SAMPLE,
+            file,
+            file,
+            io.BytesIO(data),
+            data,
+            bytearray(data),
+            memoryview(data),
+        ):  # a file is left open, to be read again
             assert content(pipe(video, **FEW)) == content(expected)
         assert pipe(file, **FEW)["path"] == str(SAMPLE)
+    assert pipe(data, **FEW)["path"] is pipe([b"no video"], **FEW)[0]["path"] is None
     assert pipe(data, frames="saliency", **FEW)["frames"] == "saliency"
     pixels = Numbered()[1]
     records = [
@@ -149,6 +159,14 @@ def test_a_seed_repeats_what_is_sampled_and_leaves_the_callers_numbers_alone(tin
     assert scores[0] == scores[1] != scores[2]
 
 
+@pytest.mark.filterwarnings("error")
+def test_frames_that_cannot_be_written_are_read(pipe: CaptionPipeline) -> None:
+    frames = Numbered()[0].numpy()
+    expected = pipe(frames, **FEW)
+    frames.flags.writeable = False
+    assert content(pipe(frames, **FEW)) == content(expected)
+
+
 def test_device_and_dtype_are_taken(tiny: tiny_models.Tiny) -> None:
     pipe = salcap.pipeline(tiny_models.git().model, tiny.processor, device="cpu", dtype="bfloat16")
     assert pipe.captioner.captioner.model.dtype == torch.bfloat16
@@ -159,8 +177,12 @@ def test_device_and_dtype_are_taken(tiny: tiny_models.Tiny) -> None:
     "videos, options, error, message",
     [
         (5, {}, TypeError, "a video, or a list, iterable or data set of videos, got int"),
-        (["a.mp4"], {"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
+        (["a.mp4"], {"batch_size": 0}, ValueError, "batch_size must be a whole number from 1, got 0"),
+        (["a.mp4"], {"batch_size": 1.5}, ValueError, "got 1.5"),
         (["a.mp4"], {"num_frames": 0}, ValueError, "frames, got 0"),
+        (["a.mp4"], {"num_frames": 2.5}, ValueError, "frames, got 2.5"),
+        ({"video": "a.mp4"}, {}, TypeError, "data set of videos, got dict"),
+        ([["a.mp4", "b.mp4"]], {}, TypeError, "each video must be one, got a list of 2: give the data set itself"),
         (b"no video", {}, salcap.VideoDecodeError, "<file object>"),
         (io.StringIO("text"), {}, salcap.VideoDecodeError, "opened as text"),
         ("missing.mp4", {}, salcap.VideoDecodeError, r"missing\.mp4"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -97,6 +98,26 @@ def test_clip_window(tiny):
     assert all(1.0 <= t < 2.0 for t in result.frame_pts_seconds)
 
 
+def test_windows_of_a_file_are_those_of_its_bytes(tiny):
+    captioner = SaliencyCaptioner.from_pretrained(tiny.model, tiny.processor)
+    few = {"num_frames": 2, "max_new_tokens": 3}
+    expected = list(captioner.caption_windows(SAMPLE, 2, **few))
+    with open(SAMPLE, "rb") as file:
+        for video in (file, file.read(), io.BytesIO(Path(SAMPLE).read_bytes())):
+            found = list(captioner.caption_windows(video, 2, **few))
+            assert [(c.text, c.frame_pts_seconds) for c in found] == [(c.text, c.frame_pts_seconds) for c in expected]
+    assert len(expected) == 3
+    with pytest.raises(TypeError, match=r"windows are cut out of files .*, got ndarray"):
+        next(captioner.caption_windows(np.zeros((2, 8, 8, 3), np.uint8), 2))
+
+
+def test_a_batch_is_a_list(tiny):
+    captioner = SaliencyCaptioner.from_pretrained(tiny.model, tiny.processor)
+    for videos in (SAMPLE, bytearray(b"video"), {"video": SAMPLE}):
+        with pytest.raises(TypeError, match="caption_batch takes a list of videos, got"):
+            captioner.caption_batch(videos)
+
+
 def test_a_record_read_back_is_the_caption():
     caption = Caption(
         "a cat", "a.mp4", 0.5, zoom_boxes=((0.0, 0.1, 0.5, 0.6),), frame_pts_seconds=(0.5, 1.0), warnings=("short",)
@@ -158,6 +179,11 @@ def test_a_backbone_given_as_an_object_is_put_in_evaluation_mode(tiny):
         ({"mode": "zoomm"}, "unknown mode 'zoomm'"),
         ({"mode": "scale", "keep_ratio": 0.5}, "needs a mode with 'prune'"),
         ({"keep_ratio": 1.5}, r"\(0, 1\], got 1.5"),
+        ({"keep_ratio": ".5"}, "keep_ratio must be a number, got '.5'"),
+        ({"mode": 3}, "mode must be a name of none, .*, got 3"),
+        ({"device": "foo"}, r"device 'foo' cannot be used \(.*\); here are cpu"),
+        ({"device": 3.5}, "device 3.5 cannot be used"),
+        ({"device": "meta"}, "no numbers are kept there"),
         ({"keep_ratio": 0.5, "policy": "foveat"}, "did you mean 'foveate'"),
         ({"mode": "scale", "saliency": "spectral"}, "spectral_residual"),
     ],

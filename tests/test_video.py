@@ -18,7 +18,7 @@ from video_factory import ROOT, CountedVideo, decode_all, draw_number, load_scri
 
 import salcap.video_reader
 from salcap.frames import Frames
-from salcap.video import probe, read_frames
+from salcap.video import VideoDecodeError, probe, read_frames
 
 FPS, TOTAL = 25, 50  # so that 10 frames are asked from intervals of 5, whose middles lie within a frame
 X265 = {"preset": "ultrafast", "x265-params": "log-level=none:bframes=3:open-gop=1"}
@@ -361,7 +361,13 @@ def test_a_file_object_is_read(videos: dict[str, Path]) -> None:
         assert not file.closed
     assert from_file.source == str(videos["mp4"])
     assert numbers(from_file) == numbers(again) == numbers(read_frames(videos["mp4"], 5))
-    assert len(read_frames(io.BytesIO(videos["mkv"].read_bytes()), 5)) == 5
+    data = videos["mkv"].read_bytes()
+    for file in (io.BytesIO(data), data):
+        assert len(read_frames(file, 5)) == 5
+        assert read_frames(file, 5).source is None
+        assert probe(file).codec == probe(videos["mkv"]).codec
+    with pytest.raises(VideoDecodeError, match=r"^cannot read video <file object>: .{,200}$"):
+        read_frames(b"no video" * 10_000)
 
 
 def test_odd_names_are_read(videos: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

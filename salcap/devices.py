@@ -1,0 +1,25 @@
+"""Which devices torch has here."""
+
+from __future__ import annotations
+
+from textwrap import shorten
+
+import torch
+
+
+def check_device(device: str | int | torch.device | None) -> None:
+    """Raise a ValueError that names the devices of this machine, unless ``device`` is one of them, or None."""
+    if device is None:
+        return
+    try:
+        usable = torch.empty(0, device=device).device.type != "meta"  # which holds no numbers
+        words = "no numbers are kept there"
+    except (RuntimeError, AssertionError, TypeError) as error:
+        usable, words = False, shorten(str(error), 90)
+    if not usable:
+        raise ValueError(f"device {device!r} cannot be used ({words}); here are {', '.join(_devices())}")
+
+
+def _devices() -> list[str]:
+    found = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    return [*found, "mps"] if torch.backends.mps.is_available() else found
