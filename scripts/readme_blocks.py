@@ -1,7 +1,7 @@
 """Run every bash and python block of README.md in order, in a fresh clone: readme_blocks.py [--long] [--keep FOLDER]
 
-Blocks share one folder, the clone, and what they leave there; each python block is a program of its own. A comment in
-the line before a fence says what is special:
+Blocks share one folder, the clone, and what they leave there, an environment that one activated too; each python block
+is a program of its own. A comment in the line before a fence says what is special:
 
     <!-- not run: why -->   cannot run here
     <!-- long: why -->      takes more than a few minutes, and runs with --long only
@@ -62,11 +62,17 @@ def run(block: Block, folder: Path, environment: dict[str, str]) -> int:
 
 
 def fresh_clone(folder: Path) -> dict[str, str]:
-    """Clone the committed tree, and the environment in which its salcap is found first."""
+    """Clone the committed tree; the environment variables for its blocks, without a Python environment of ours."""
     subprocess.run(["git", "clone", "--quiet", "--no-hardlinks", str(ROOT), str(folder)], check=True)
-    path = f"{folder / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
     outside = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    return {**outside, "PATH": path, "CI": "true", "HF_HUB_OFFLINE": "1"}
+    path = [part for part in outside["PATH"].split(os.pathsep) if not (Path(part) / "activate").exists()]
+    return {**outside, "PATH": os.pathsep.join(path), "CI": "true", "HF_HUB_OFFLINE": "1"}
+
+
+def activate(block: Block, folder: Path, environment: dict[str, str]) -> None:
+    """As in a reader's shell, an environment that a block activates stays so."""
+    if found := re.search(r"^source (\S+)/activate\b", block.code, re.M):
+        environment["PATH"] = f"{folder / found[1]}{os.pathsep}{environment['PATH']}"
 
 
 def main() -> int:
@@ -96,6 +102,7 @@ def main() -> int:
             if status:
                 print(block.code)
                 return 1
+            activate(block, folder, environment)
     finally:
         if not options.keep and not options.list:
             shutil.rmtree(folder.parent, ignore_errors=True)
