@@ -6,7 +6,8 @@ import csv
 import html
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,39 +17,77 @@ SUBTITLES = (".vtt", ".srt")
 COLUMNS = ("id", "path", "start_seconds", "end_seconds", "caption", "score", "error_class", "error")
 
 
-def check_output(path: str | Path, allowed: tuple[str, ...], num_items: int, overwrite: bool = False) -> Path:
-    """Refuse, before any work is done, an output that cannot be written or would destroy one.
+def check_output(
+    path: str | Path,
+    allowed: tuple[str, ...],
+    num_items: int,
+    overwrite: bool = False,
+    inputs: Iterable[str | os.PathLike[str] | int] = (),
+) -> Path:
+    """Refuse, before any work is done, an output that cannot be written or would destroy a file.
+
+    Args:
+        allowed: suffixes, in small letters; the output's may be in capitals.
+        inputs: what is read: paths, or descriptors of open files; those that are no files are passed over.
 
     Raises:
-        ValueError: a suffix that is not allowed, missing folder, a file (other than records, which a run goes on with)
-            that exists, without ``overwrite``, or subtitles of several items.
+        ValueError: a suffix that is not allowed, missing folder, a file that is read, one (other than records, which a
+            run goes on with) that exists, without ``overwrite``, or subtitles of several items.
     """
     path = Path(path)
-    if path.suffix not in allowed:
+    suffix = path.suffix.lower()
+    if suffix not in allowed:
         raise ValueError(f"output {path} has suffix {path.suffix!r}, allowed: {', '.join(allowed)}")
-    if path.suffix in SUBTITLES and num_items != 1:
-        raise ValueError(f"{path.suffix} subtitles belong to one video, got {num_items}; use .jsonl")
+    if suffix in SUBTITLES and num_items != 1:
+        raise ValueError(f"{suffix} subtitles belong to one video, got {num_items}; use .jsonl")
     if not path.parent.is_dir():
         raise ValueError(f"output folder {path.parent} does not exist")
-    if path.exists() and not overwrite and path.suffix != ".jsonl":
+    goes_on = suffix == ".jsonl" and not overwrite
+    for written in (path, _partial(path)):
+        if written.exists() and not goes_on and _is_one_of(written, inputs):
+            raise ValueError(f"output {path} would overwrite {written}, which is read; name another")
+    if path.exists() and not overwrite and not goes_on:
         raise ValueError(f"output {path} exists; name another or pass --overwrite")
-    if path.suffix == ".parquet":
+    if suffix == ".parquet":
         import_pyarrow()
     return path
 
 
+def _is_one_of(path: Path, inputs: Iterable[str | os.PathLike[str] | int]) -> bool:
+    own = path.stat()
+    for each in inputs:
+        try:
+            found = os.stat(each)
+        except (OSError, ValueError):  # a URL, a pattern, a name that no file can have
+            continue
+        if os.path.samestat(own, found):
+            return True
+    return False
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.name}.partial")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A file to write beside ``path``, which takes its place if nothing is raised, and is removed otherwise."""
+    partial = _partial(path)
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def export_records(records: Iterable[Record], path: str | Path) -> None:
-    """Write records in the format of the path's suffix (one of ``EXPORTS``), all or nothing.
+    """Write records in the format of the path's suffix (one of ``EXPORTS``, or in capitals), all or nothing.
 
     COCO results and subtitles leave out what failed.
     """
     path = Path(path)
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        EXPORTS[path.suffix](records, partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as partial:
+        EXPORTS[path.suffix.lower()](records, partial)
 
 
 def _coco(records: Iterable[Record], path: Path) -> None:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import tiny_models
+from rich.console import Console
 from typer.testing import CliRunner
 
 from salcap.cli import app
@@ -249,7 +250,10 @@ def test_train_names_a_wrong_key(tmp_path):
         assert answer in result.stderr
 
 
-def test_off_a_terminal_progress_is_a_line_after_ten_seconds_then_one_a_minute(monkeypatch, capsys):
+@pytest.mark.parametrize("variable", ["ANY", "FORCE_COLOR", "TTY_COMPATIBLE"])
+def test_off_a_terminal_progress_is_a_line_after_ten_seconds_then_one_a_minute(monkeypatch, capsys, variable):
+    monkeypatch.setenv(variable, "1")
+    monkeypatch.setattr("salcap.cli.console._errors", Console(stderr=True))
     clock = iter((0.0, 11.0, 11.1, 15.0, 60.0, 80.0, 90.0))
     monkeypatch.setattr("salcap.cli.console.time", SimpleNamespace(monotonic=lambda: next(clock)))
     with progress_bar(100, "captioning") as advance:
@@ -323,6 +327,17 @@ def test_caption_takes_a_data_set(folder, clips, tmp_path):
     assert "error: 1 of 3 items of videos are missing: lost: no video file" in result.stderr
     assert [line.split("\t")[0] for line in result.stdout.splitlines()] == ["a", "b"]
     assert [json.loads(line)["id"] for line in (tmp_path / "out.jsonl").read_text().splitlines()] == ["a", "b"]
+
+
+@pytest.mark.parametrize("name, output", [("a.jsonl", ()), ("a.csv.partial", ("--output", "x.jsonl", "--export"))])
+def test_caption_overwrites_no_video(folder, tmp_path, monkeypatch, name, output):
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_bytes(SAMPLE.read_bytes())
+    Path("list.txt").write_text(f"{name}\n")
+    options = (*(output or ("--output",)), name.removesuffix(".partial"), "--overwrite")
+    result = run("caption", "list.txt", "--model", folder, *options)
+    assert (result.exit_code, f"would overwrite {name}, which is read" in result.stderr) == (2, True)
+    assert Path(name).read_bytes() == SAMPLE.read_bytes()
 
 
 @pytest.mark.parametrize("launched", [True, False])

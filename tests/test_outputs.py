@@ -104,6 +104,28 @@ def test_check_output_fails(tmp_path, name, num_items, message):
     assert check_output(tmp_path / "there.vtt", (".vtt",), 1, overwrite=True) == tmp_path / "there.vtt"
 
 
+def test_suffixes_may_be_in_capitals(tmp_path):
+    path = check_output(tmp_path / "OUT.VTT", (".vtt",), 1)
+    export_records(records(GOOD), path)
+    assert path.read_text(encoding="utf-8").startswith("WEBVTT")
+    with pytest.raises(ValueError, match=r"\.vtt subtitles belong to one video"):
+        check_output(path, (".vtt",), 2)
+    (tmp_path / "OUT.JSONL").touch()
+    check_output(tmp_path / "OUT.JSONL", (".jsonl",), 1)
+
+
+def test_what_is_read_is_not_overwritten(tmp_path):
+    video, link = tmp_path / "a.csv", tmp_path / "link.csv"
+    video.touch()
+    link.hardlink_to(video)
+    inputs = ["https://x.org/a.mp4", "*.mp4", "nul\0", str(video)]
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match=r"link\.csv, which is read; name another"):
+            check_output(link, (".csv",), 1, overwrite, inputs)
+    (tmp_path / "a.jsonl").touch()
+    check_output(tmp_path / "a.jsonl", (".jsonl",), 1, inputs=[tmp_path / "a.jsonl"])  # records name their videos
+
+
 def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(ImportError, match=r"salcap\[parquet\]"):

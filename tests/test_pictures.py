@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from fractions import Fraction
 from pathlib import Path
@@ -19,6 +20,7 @@ from salcap import SaliencyCaptioner, SaliencyModel, VideoDecodeError, create_sa
 from salcap.cli import app
 from salcap.evaluation.instruments import peak_rise_mib
 from salcap.pictures import draw_saliency
+from salcap.pictures.contact_sheet import ContactSheet
 from salcap.pictures.painting import COLOURS, DROPPED, HOTTEST, KEPT, MERGED, heat, paint_heat, paint_patches
 from salcap.pictures.video_writer import VideoWriter
 from salcap.video import probe
@@ -198,7 +200,7 @@ def test_dropped_patches_are_dark(tmp_path, suffix):
         assert len(pictures) == 10
     else:
         sheet = np.asarray(Image.open(drawing.path))
-        pictures = [sheet[38:102, 12 + column * 108 : 108 + column * 108] for column in range(4)]
+        pictures = [sheet[64:128, 12 + column * 108 : 108 + column * 108] for column in range(4)]
         assert drawing.num_frames == 8
     for picture in pictures:
         means = patch_means(picture)
@@ -236,7 +238,71 @@ def test_contact_sheet_shows_frames_at_their_times(uneven, tmp_path):
     assert {tuple(colour) for colour in COLOURS} <= {tuple(pixel) for pixel in legend}
 
 
+@pytest.mark.parametrize("name", ["center", "a_backbone_of_a_name_that_is_longer_than_a_line"])
+def test_narrow_sheets_say_all(name):
+    """As a wide one does in a line: no ink is lost, and none runs to the edge."""
+    heading = f"sample.mp4, 6.00 s. Where people look, by {name}"
+    tile, font = np.zeros((200, 200, 3), np.uint8), ImageFont.load_default(15)
+
+    def inks(image: Image.Image) -> int:
+        pixels = np.asarray(image.convert("L"), float)
+        assert (pixels[:, -12:] == 250).all()
+        return round((250 - pixels).sum() / 255)
+
+    def expected(words: str) -> int:
+        image = Image.new("RGB", (1200, 40), (250, 250, 250))
+        ImageDraw.Draw(image).text((2, 2), words, (32, 32, 32), font)
+        return inks(image)
+
+    legends = []
+    for number in (1, 4):
+        sheet = ContactSheet([tile] * number, [0.0] * number, heading)
+        others = number * (expected("00:00.000") + round(200 * 200 * 250 / 255))
+        before = inks(sheet.image)
+        assert before - others == pytest.approx(expected(heading), rel=0.03)
+        sheet.add_heat_legend()
+        legends.append(inks(sheet.image) - before)
+    assert legends[0] == pytest.approx(legends[1], rel=0.01)
+    patches = ContactSheet([tile], [0.0], heading)
+    patches.add_patch_legend((KEPT, MERGED, DROPPED))
+    inks(patches.image)
+
+
+# --- files in memory
+
+
+@pytest.mark.parametrize("suffix, show", [(".png", "heat"), (".MP4", "heat"), (".mp4", "patches")])
+def test_videos_may_be_open_files_and_bytes(uneven, tmp_path, suffix, show):
+    looker = Bright() if show == "heat" else captioner(policy="top", keep_ratio=0.5)
+    drawn = []
+    with uneven.open("rb") as file:
+        for number, video in enumerate((uneven, file, io.BytesIO(uneven.read_bytes()), uneven.read_bytes())):
+            drawing = draw_saliency(video, tmp_path / f"{number}{suffix}", looker, show)
+            drawn.append(drawing.path.read_bytes())
+            assert drawing.num_frames == 7
+    assert drawn[1] == drawn[0]
+    assert drawn[3] == drawn[2]
+    assert (drawn[2] == drawn[0]) is (suffix != ".png")  # the sheet's heading names no file
+
+
+def test_bytes_that_are_no_video(tmp_path):
+    with pytest.raises(VideoDecodeError, match=r"^cannot read video <file object>: [^\\]{,300}$"):
+        draw_saliency(b"no video" * 1000, tmp_path / "x.png", "center")
+
+
 # --- errors, command
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_the_video_is_not_overwritten(uneven, tmp_path, opened):
+    for name, output in (("a.mp4", "a.mp4"), ("b.MP4.partial", "b.MP4")):
+        video = tmp_path / name
+        video.write_bytes(uneven.read_bytes())
+        with video.open("rb") as file, pytest.raises(ValueError, match=f"overwrite .*{name}, which is read"):
+            draw_saliency(file if opened else video, tmp_path / output, "center", overwrite=True)
+        result = run(video, "--output", tmp_path / output, "--overwrite")
+        assert (result.exit_code, "which is read; name another" in result.stderr) == (2, True)
+        assert video.read_bytes() == uneven.read_bytes()
 
 
 def test_settings_that_do_not_fit(uneven, tmp_path):

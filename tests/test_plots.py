@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from salcap.cli import app
-from salcap.pictures.plots import draw_plot
+from salcap.pictures.plots import _STAGES, draw_plot
 
 STEPS = [{"stage": 0, "step": 200 * n, "soft": 1.0 / n, "kl": 2.0} for n in range(1, 6)]
 LOG = [
@@ -72,8 +72,8 @@ def test_a_png_is_a_picture(tmp_path):
         ("text.json", "a.svg", "text.json is not the JSON of a training or benchmark"),
         ("other.json", "a.svg", "other.json is not the JSON of a training or benchmark"),
         ("bare.jsonl", "a.svg", "bare.jsonl: its log has no figures to plot"),
-        ("log.jsonl", "a.gif", "output must end with .png or .svg, got a.gif"),
-        ("log.jsonl", "there.svg", "there.svg exists; give another output or --overwrite"),
+        ("log.jsonl", "a.gif", "output a.gif has suffix '.gif', allowed: .png, .svg"),
+        ("log.jsonl", "there.svg", "output there.svg exists; name another or pass --overwrite"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(tmp_path, monkeypatch, source, output, message):
@@ -89,3 +89,84 @@ def test_what_cannot_be_drawn_is_refused(tmp_path, monkeypatch, source, output, 
     assert message in " ".join(result.stderr.split())
     assert Path("there.svg").read_text() == "kept"
     assert not Path("a.svg").exists()
+
+
+SPEEDS = {
+    "benchmark": "saliency", "threads": 2, "frame_size": [224, 224],
+    "rows": [{"name": "center", "frames_per_second": {"frames_64": 100.5}}],
+}  # fmt: skip
+STAGES = {
+    "benchmark": "captioning", "model": "m", "device": "cpu",
+    "rows": [
+        {"name": name, "ratio": 1, "ms": {stage: {"p50": 2} for stage in _STAGES}} for name in ("unmodified", "a 0.5")
+    ],
+}  # fmt: skip
+
+
+def test_benchmarks_are_drawn(tmp_path):
+    for found, words in ((SPEEDS, "frames of 224x224 per second, 2 threads, median"), (STAGES, "a 0.5")):
+        (tmp_path / "found.json").write_text(json.dumps(found))
+        assert words in texts(draw_plot(tmp_path / "found.json", tmp_path / "bars.SVG", overwrite=True))
+
+
+@pytest.mark.parametrize(
+    "found, message",
+    [
+        (b"\x89PNG\r\n\x1a\n\xff", " is not the JSON of a training or benchmark: 'utf-8' codec can't decode"),
+        (b"[" * 100_000, " is not the JSON of a training or benchmark"),
+        ({"benchmark": "saliency"}, ": expected a list of rows, got None"),
+        ({**SPEEDS, "rows": [{"name": 1}]}, ": expected rows with a name, got {'name': 1.0}"),
+        ({**SPEEDS, "rows": 2 * SPEEDS["rows"]}, ": expected rows of different names, got center, center"),
+        ({**SPEEDS, "rows": [{"name": "a"}]}, ", row a: expected a number for frames_per_second.frames_64, got None"),
+        ({**SPEEDS, "rows": [{"name": "a", "frames_per_second": {"frames_64": 0}}]}, ", row a: expected frames_per"),
+        ({**SPEEDS, "frame_size": 224}, ": expected frame_size of height and width, got 224.0"),
+        ({**SPEEDS, "frame_size": [224, "x"]}, ": expected a number for frame_size, got 'x'"),
+        ({**SPEEDS, "threads": None}, ": expected a number for threads, got None"),
+        ({**STAGES, "rows": [{"name": "a"}]}, ", row a: expected a number for ms.saliency.p50, got None"),
+        ({**STAGES, "rows": [{**STAGES["rows"][0], "ratio": "x"}]}, ", row unmodified: expected a number for ratio"),
+        ({**STAGES, "model": None}, ": expected a name for model, got None"),
+    ],
+)
+def test_what_is_amiss_in_a_benchmark_is_told(tmp_path, monkeypatch, found, message):
+    monkeypatch.chdir(tmp_path)
+    Path("found.json").write_bytes(found if isinstance(found, bytes) else json.dumps(found).encode())
+    result = CliRunner().invoke(app, ["plot", "found.json", "--output", "a.png"])
+    assert (result.exit_code, result.stderr.startswith(f"salcap: found.json{message}")) == (2, True), result.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["found.json"]
+
+
+@pytest.mark.parametrize(
+    "record, message",
+    [
+        ({"step": None, "loss": 1.0}, "expected a number for step, got None"),
+        ({"step": "5", "loss": 1.0}, "expected a number for step, got '5'"),
+        ({"step": float("nan"), "loss": 1.0}, "expected a number for step, got nan"),
+        ({"step": 10**400, "loss": 1.0}, "expected a number for step, got inf"),
+        ({"step": 3, "scores": None}, "expected scores by name, got None"),
+    ],
+)
+def test_what_is_amiss_in_a_log_is_told(tmp_path, record, message):
+    write_log(tmp_path, [*LOG, record])
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path}/log.jsonl, line {len(LOG) + 1}: {message}")):
+        draw_plot(tmp_path, tmp_path / "a.svg")
+
+
+def test_a_loss_may_be_no_number(tmp_path):
+    """As that of a training that went astray is."""
+    records = [*STEPS, *({"step": step, "soft": value} for step, value in ((6, float("nan")), (7, 10**400)))]
+    assert "soft" in texts(draw_plot(write_log(tmp_path, records), tmp_path / "a.svg"))
+
+
+def test_a_plot_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
+    output = tmp_path / "a.svg"
+    output.write_text("kept")
+
+    def fail(self, path, **options):
+        Path(path).write_text("torn")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
+    with pytest.raises(OSError, match="disk full"):
+        draw_plot(write_log(tmp_path), output, overwrite=True)
+    assert output.read_text() == "kept"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.svg", "log.jsonl"]

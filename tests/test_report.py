@@ -36,6 +36,7 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.tags: list[str] = []
         self.words: list[str] = []
+        self.labels: list[str] = []  # of the plots' points
         self.attributes: list[tuple[str, str]] = []
         self.tables: dict[str, dict[str, list[float]]] = {}  # heading -> first cell of a row -> its numbers
         self.heading = self.row = ""
@@ -60,6 +61,8 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.words.append(data)
+        if self.attributes and ("class", "label") in self.attributes[-3:] and self.open[-1:] == ["text"]:
+            self.labels.append(data)
         if self.open and self.open[-1] == "h2":
             self.heading = data
         elif self.open and self.open[-1] == "th":
@@ -144,6 +147,17 @@ def test_what_was_not_measured_is_left_out(tmp_path):
     assert "Deletion faithfulness" not in page.words
     assert "Samples" not in page.words
     assert sum("BLEU-4 against time" in value for name, value in page.attributes if name == "aria-label") == 1
+
+
+def test_a_map_that_is_called_like_a_policy_is_labelled_otherwise(tmp_path):
+    arms = (
+        Arm("random", "prune", "foveate", 0.5),
+        Arm(None, "prune", "random", 0.5),
+        Arm("uva_net", "prune", "top", 0.5),
+    )
+    page, _ = page_of(tmp_path, comparison(rows=[row(arm, 0.5, 20.0, {}) for arm in arms]))
+    for label in ("random foveate 0.5", "random 0.5", "uva_net 0.5"):
+        assert page.labels.count(label) == 2  # in either plot
 
 
 # --- kept patches ---

@@ -108,12 +108,13 @@ def caption(
     with wrong_use():
         part, parts, device, launched = _place(shard, device)
         items = _items(videos, recursive, start, end, dataset, root, split)
-        num_items = len(items.present if isinstance(items, CaptionedSet) else items)
+        present = items.present if isinstance(items, CaptionedSet) else items
+        num_items, inputs = len(present), [*(videos or []), *(item.path for item in present if item.path is not None)]
         if output is not None:
-            check_output(output, (".jsonl", *SUBTITLES), num_items, overwrite)
-        keeps = output is not None and output.suffix == ".jsonl"
+            check_output(output, (".jsonl", *SUBTITLES), num_items, overwrite, inputs)
+        keeps = output is not None and output.suffix.lower() == ".jsonl"
         for path in exports:
-            check_output(path, (".csv", ".json", ".parquet", *SUBTITLES), num_items, overwrite)
+            check_output(path, (".csv", ".json", ".parquet", *SUBTITLES), num_items, overwrite, inputs)
         if exports and not keeps:
             raise ValueError(f"--export {exports[0]} is made of the records: give --output with a .jsonl file")
 

@@ -61,9 +61,8 @@ def progress_bar(total: int, label: str) -> Iterator[Any]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     started = last = burst = time.monotonic()
     said = started - 50
-    with Progress(
-        *columns, console=_errors, transient=True, redirect_stdout=False, disable=not _errors.is_terminal
-    ) as bar:
+    drawn = _errors.is_terminal and _errors.file.isatty()  # FORCE_COLOR and the like make the first true of any file
+    with Progress(*columns, console=_errors, transient=True, redirect_stdout=False, disable=not drawn) as bar:
         task = bar.add_task(label, total=total)
 
         def advance(count: float, total: float | None = None) -> None:
@@ -75,7 +74,7 @@ def progress_bar(total: int, label: str) -> Iterator[Any]:
             if now - burst < 1:  # the calls of a batch come together, and amid them the rate would be off
                 return
             burst = now
-            if not _errors.is_terminal and now - said >= 60 and completed and state.total:
+            if not drawn and now - said >= 60 and completed and state.total:
                 said, rate = now, completed / seconds
                 left = (state.total - completed) / rate
                 say(f"{label}: {completed:.0f} of {state.total:.0f}, {rate:.2f} a second, {left / 60:.0f} min left")

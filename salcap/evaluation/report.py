@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 
 from salcap import __version__
+from salcap.config import POLICIES
 from salcap.evaluation.bootstrap import Difference
 from salcap.evaluation.comparison import ComparedArm, Comparison
 from salcap.evaluation.samples import Pictures, Sample
@@ -101,7 +102,9 @@ def _way(row: ComparedArm) -> str:
 
 
 def _label(row: ComparedArm) -> str:
-    """A point's label: what its mark does not say."""
+    """A point's label: what its mark does not say; the whole name where a map is called like a policy."""
+    if row.arm.saliency in POLICIES:
+        return row.arm.name
     named = row.arm.saliency or row.arm.policy or row.arm.mode
     return named if row.arm.policy is None else f"{named} {row.arm.keep_ratio:g}"
 

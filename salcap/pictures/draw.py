@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
@@ -15,13 +16,14 @@ from PIL import Image
 
 from salcap.config import check_choice
 from salcap.frames import Frames
-from salcap.outputs import check_output
+from salcap.outputs import check_output, whole_file
 from salcap.pictures.contact_sheet import TILE_SIDE, ContactSheet
 from salcap.pictures.painters import HeatPainter, Painter, PatchPainter, Size
 from salcap.pictures.video_writer import VideoWriter
 from salcap.saliency import SaliencyModel, create_saliency
 from salcap.saliency_captioner import SaliencyCaptioner
 from salcap.video import DEFAULT_LIMITS, VideoDecodeError, VideoInfo, VideoLimits, probe, read_frames, stream_frames
+from salcap.video_open import VideoPath
 
 SHOWS = ("overlay", "heat", "patches")
 SUFFIXES = (".mp4", ".png")
@@ -50,7 +52,7 @@ class Drawing:
 
 
 def draw_saliency(
-    video: str | os.PathLike[str],
+    video: VideoPath | bytes,
     output: str | os.PathLike[str],
     saliency: str | SaliencyModel | SaliencyCaptioner = "uva_net",
     show: str = "overlay",
@@ -68,6 +70,7 @@ def draw_saliency(
     the average spot of its frame a spot is looked at.
 
     Args:
+        video: a path, a binary file that can seek, or a file's bytes.
         output: ``.mp4``: every frame at its own time, counted from the part's start; the shorter side is 720 pixels at
             most, both are even, there is no sound. ``.png``: a contact sheet of frames with their times in the video.
         saliency: a backbone, or with ``show`` "patches" a captioner that prunes.
@@ -79,30 +82,38 @@ def draw_saliency(
         progress: called with the seconds of video done since the last call, and those in all.
 
     Raises:
-        ValueError: another suffix, an output that exists without ``overwrite``, settings that do not fit.
+        ValueError: another suffix, an output that exists without ``overwrite`` or is the video, settings that do not
+            fit.
         VideoDecodeError: the file gives no frame. Nothing is written then.
     """
-    output = check_output(Path(output), SUFFIXES, 1, overwrite)
+    source: VideoPath = io.BytesIO(video) if isinstance(video, bytes) else video
+    output = check_output(Path(output), SUFFIXES, 1, overwrite, _files(source))
     check_choice("show", show, SHOWS)
-    is_sheet = output.suffix == ".png"
+    is_sheet = output.suffix.lower() == ".png"
     if num_frames is not None and not is_sheet:
         raise ValueError(f"num_frames {num_frames} is for contact sheets (.png): {output.suffix} has every frame")
     painter = _painter(saliency, show)
-    info = probe(video, limits)
+    info = probe(source, limits)
     clip: dict[str, Any] = {"start_seconds": start_seconds, "end_seconds": end_seconds, "limits": limits}
-    partial = output.with_name(f"{output.name}.partial")
-    try:
+    with whole_file(output) as partial:
         if is_sheet:
-            frames = read_frames(video, painter.resolve_num_frames(num_frames), **painter.read_options, **clip)
+            frames = read_frames(source, painter.resolve_num_frames(num_frames), **painter.read_options, **clip)
             times = frames.pts_seconds.tolist()
-            _sheet(painter, frames, info).image.save(partial, "PNG", optimize=True)
+            _sheet(painter, frames, info, source).image.save(partial, "PNG", optimize=True)
             drawn = len(times), times[0], frames.clip_seconds[1] if frames.clip_seconds else times[-1], frames.warnings
         else:
-            drawn = (*_write_video(partial, painter, info, clip, progress), info.warnings)
-        os.replace(partial, output)
-    finally:
-        partial.unlink(missing_ok=True)
+            drawn = (*_write_video(partial, painter, source, info, clip, progress), info.warnings)
     return Drawing(output, *drawn)
+
+
+def _files(source: VideoPath) -> list[str | os.PathLike[str] | int]:
+    """The file that is read, by its path or descriptor; none behind what is held in memory."""
+    if isinstance(source, str | os.PathLike):
+        return [source]
+    try:
+        return [source.fileno()]
+    except (AttributeError, OSError):
+        return []
 
 
 def _painter(saliency: str | SaliencyModel | SaliencyCaptioner, show: str) -> Painter:
@@ -125,20 +136,27 @@ def picture_size(info: VideoInfo, most: int) -> Size:
     return max(1, round(info.height * share)), max(1, round(width * share))
 
 
-def _sheet(painter: Painter, frames: Frames, info: VideoInfo) -> ContactSheet:
+def _sheet(painter: Painter, frames: Frames, info: VideoInfo, source: VideoPath) -> ContactSheet:
     height, width = size = picture_size(info, TILE_SIDE)
     pictures = []
     for pixels, brush in zip(frames.pixels.permute(0, 2, 3, 1).numpy(), painter.look(frames, size), strict=True):
         tile = Image.fromarray(np.ascontiguousarray(pixels)).resize((width, height), Image.Resampling.BICUBIC)
         pictures.append(brush(np.asarray(tile)))
-    heading = f"{Path(info.path).name}, {info.duration_seconds:.2f} s. {painter.describe()}"
+    nameless = hasattr(source, "read") and getattr(source, "name", None) is None
+    title = "" if nameless else f"{Path(info.path).name}, "
+    heading = f"{title}{info.duration_seconds:.2f} s. {painter.describe()}"
     sheet = ContactSheet(pictures, frames.pts_seconds.tolist(), heading)
     painter.add_legend(sheet)
     return sheet
 
 
 def _write_video(
-    path: Path, painter: Painter, info: VideoInfo, clip: dict[str, Any], progress: Progress | None
+    path: Path,
+    painter: Painter,
+    source: VideoPath,
+    info: VideoInfo,
+    clip: dict[str, Any],
+    progress: Progress | None,
 ) -> tuple[int, float, float]:
     """Returns the number of frames, the time of the first one, and when the last one goes."""
     height, width = picture_size(info, _VIDEO_SIDE)
@@ -147,7 +165,7 @@ def _write_video(
     end = min(info.duration_seconds, clip["end_seconds"] or info.duration_seconds)
     known: list[Timed] = []
     with VideoWriter(path, size) as writer:
-        for part in _parts(_stream(painter, info, size, clip), painter.part):
+        for part in _parts(_stream(painter, source, info, size, clip), painter.part):
             seen = [*known, *((seconds, pixels) for seconds, _, pixels in part)]
             brushes = painter.look(_frames(seen, info.path), size)[len(known) :]
             for (seconds, picture, _), brush in zip(part, brushes, strict=True):
@@ -166,17 +184,43 @@ def _write_video(
 
 
 def _stream(
-    painter: Painter, info: VideoInfo, size: Size, clip: dict[str, Any]
+    painter: Painter, source: VideoPath, info: VideoInfo, size: Size, clip: dict[str, Any]
 ) -> Iterator[tuple[float, np.ndarray, np.ndarray]]:
     """Each frame's time, its picture, and the pixels that the painter looks at."""
     seen_size = painter.seen_size((info.height, info.width))
     if seen_size is None:
-        for seconds, picture in stream_frames(info.path, size=size, **clip):
+        for seconds, picture in stream_frames(source, size=size, **clip):
             yield seconds, picture, picture
         return
-    pictures, pixels = (stream_frames(info.path, size=each, **clip) for each in (size, seen_size))
+    pictures, pixels = (stream_frames(_reopened(source, info.path), size=each, **clip) for each in (size, seen_size))
     for (seconds, picture), (_, seen) in zip(pictures, pixels, strict=True):
         yield seconds, picture, seen
+
+
+def _reopened(source: VideoPath, name: str) -> VideoPath:
+    """What two readers can read in turns: of a file object a view with a place of its own."""
+    return cast(BinaryIO, _View(cast(BinaryIO, source), name)) if hasattr(source, "read") else source
+
+
+class _View:
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        self.name = name
+        self._file, self._place = file, 0
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if whence == io.SEEK_CUR:
+            offset, whence = offset + self._place, io.SEEK_SET
+        self._place = self._file.seek(offset, whence)
+        return self._place
+
+    def read(self, size: int = -1) -> bytes:
+        self._file.seek(self._place)
+        found = self._file.read(size)
+        self._place += len(found)
+        return found
 
 
 def _parts(frames: Iterator[Any], count: int) -> Iterator[list[Any]]:
