@@ -111,7 +111,7 @@ def _files(source: VideoPath) -> list[str | os.PathLike[str] | int]:
     if isinstance(source, str | os.PathLike):
         return [source]
     try:
-        return [source.fileno()]
+        return [cast(BinaryIO, source).fileno()]
     except (AttributeError, OSError):
         return []
 
