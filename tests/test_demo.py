@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import re
 import shutil
+import signal
+import socket
+import subprocess
 import sys
 import urllib.error
 import urllib.request
@@ -16,13 +21,22 @@ from video_factory import make_video
 
 from salcap import SaliencyCaptioner, Weighting, create_saliency
 from salcap.cli import app
+from salcap.cli.demo import ended_by_signals
 from salcap.demo import view
 from salcap.demo.columns import EVERY, ROLES, Settings, caption_column, open_clip, write_export
 from salcap.demo.models import Models
+from salcap.demo.page import Page
 from salcap.demo.server import serve
 from salcap.records import read_records
 
 SAMPLE = Path(__file__).resolve().parents[1] / "data" / "sample.mp4"
+BROWSERS = ("google-chrome", "chromium")
+OPEN_DOORS = {  # what gradio would take from its environment
+    "GRADIO_ALLOWED_PATHS": "/",
+    "GRADIO_ROOT_PATH": "https://example.org/elsewhere",
+    "GRADIO_VIBE_MODE": "1",
+    "GRADIO_WATCH_DIRS": str(SAMPLE.parent),
+}
 SETTINGS = Settings("salcap-mini", "spectral_residual", "center", ("prune",), "top", 0.25, 2)
 
 
@@ -131,11 +145,82 @@ def test_without_gradio(monkeypatch):
     assert (result.exit_code, "pip install 'salcap[demo]'" in result.stderr) == (2, True)
 
 
+@pytest.fixture
+def not_started(monkeypatch):
+    monkeypatch.setattr(Page, "build", lambda page: pytest.fail("the page is started"))
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["nothere.mp4"], r"files of videos, got 'nothere\.mp4': there is no such file"),
+        (["--saliency", "centre"], "unknown saliency backbone 'centre', allowed: .*; did you mean 'center'"),
+        (["--saliency", "nofile.py:f"], "'nofile.py:f': there is no file"),
+        (["--model", "./nope"], r"no captioner '\./nope', allowed: salcap-mini, a folder with a config\.json, or"),
+        (["--model", str(SAMPLE.parent)], "no captioner's folder, allowed: salcap-mini"),
+    ],
+)
+def test_arguments_that_cannot_work(arguments, words, not_started):
+    result = CliRunner().invoke(app, ["demo", *arguments])
+    assert (result.exit_code, re.search(words, result.stderr) is not None) == (2, True), result.stderr
+
+
+def test_a_port_that_is_taken(not_started):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = CliRunner().invoke(app, ["demo", "--port", str(port)])
+    assert result.exit_code == 2
+    assert f"port {port} cannot be had: Address already in use; give another one with --port" in result.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signals_interrupt_once(number):
+    before, cleaned = signal.getsignal(number), False
+
+    def work() -> None:
+        nonlocal cleaned
+        try:
+            os.kill(os.getpid(), number)
+        finally:
+            os.kill(os.getpid(), number)
+            cleaned = True
+
+    with pytest.raises(KeyboardInterrupt), ended_by_signals():
+        work()
+    assert cleaned
+    assert signal.getsignal(number) == before
+    signal.signal(number, signal.SIG_IGN)
+    try:
+        with ended_by_signals():
+            os.kill(os.getpid(), number)
+    finally:
+        signal.signal(number, before)
+
+
+def test_uploads_go_with_sigterm(tmp_path):
+    pytest.importorskip("gradio")
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-m", "salcap", "demo"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert upload(process.stdout.readline().strip(), 9) == 200
+            assert [file.read_bytes() for file in tmp_path.glob("salcap-demo-*/*/a.mp4")] == [b"0" * 9]
+            process.terminate()
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+    assert list(tmp_path.glob("salcap-demo-*")) == []
+
+
 @pytest.fixture(scope="module")
 def address():
     pytest.importorskip("gradio")
-    with serve([str(SAMPLE)], max_upload_mb=1) as address:
-        yield address
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in OPEN_DOORS.items():
+            patch.setenv(name, value)
+        with serve([str(SAMPLE)], max_upload_mb=1) as address:
+            yield address
+        assert {name: os.environ[name] for name in OPEN_DOORS} == OPEN_DOORS
 
 
 def answer(url: str, data: bytes | None = None, **headers: str) -> tuple[int, dict[str, str], str]:
@@ -145,6 +230,13 @@ def answer(url: str, data: bytes | None = None, **headers: str) -> tuple[int, di
             return response.status, dict(response.headers), response.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, dict(error.headers), error.read().decode()
+
+
+def upload(address: str, count: int) -> int:
+    part = 'Content-Disposition: form-data; name="files"; filename="a.mp4"\r\n\r\n'
+    body = f"--x\r\n{part}".encode() + b"0" * count + b"\r\n--x--\r\n"
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    return answer(f"{address}gradio_api/upload", body, **kind)[0]
 
 
 def test_only_its_own_files_are_served(address, tmp_path):
@@ -168,16 +260,31 @@ def test_only_its_own_pages_are_heard(address):
     assert answer(address, Host="example.org")[0] == 400
     assert answer(f"{address}gradio_api/info", Origin="https://example.org")[0] == 403
     assert answer(f"{address}gradio_api/info", Origin=address.rstrip("/"))[0] == 200
+    for other in ("http://localhost:1234", "http://127.0.0.1:1234", "http://127.0.0.1", "http://[", "null"):
+        assert answer(f"{address}gradio_api/info", Origin=other)[0] == 403, other
+    named = address.replace("127.0.0.1", "localhost").rstrip("/")
+    assert answer(f"{address}gradio_api/info", Origin=named, Host=named.removeprefix("http://"))[0] == 200
+
+
+def test_the_environment_changes_nothing(address):
+    config = json.loads(answer(f"{address}config")[2])
+    assert (config["root"], config["dev_mode"], config["vibe_mode"]) == (address.rstrip("/"), False, False)
 
 
 def test_uploads_are_limited(address):
-    def upload(count: int) -> int:
-        part = 'Content-Disposition: form-data; name="files"; filename="a.mp4"\r\n\r\n'
-        body = f"--x\r\n{part}".encode() + b"0" * count + b"\r\n--x--\r\n"
-        kind = {"Content-Type": "multipart/form-data; boundary=x"}
-        return answer(f"{address}gradio_api/upload", body, **kind)[0]
+    assert (upload(address, 2**20 - 1), upload(address, 2**20 + 1)) == (200, 413)
 
-    assert (upload(2**20 - 1), upload(2**20 + 1)) == (200, 413)
+
+def test_a_picked_video_is_not_copied(models, tmp_path):
+    gradio = pytest.importorskip("gradio")
+    page = Page(gradio, tmp_path, models, [str(SAMPLE)], (), ())
+    page.build()
+    updates = page.pick_video(str(SAMPLE))
+    assert "sample.mp4" in updates[page.facts]
+    assert updates[page.upload] is None
+    assert list(tmp_path.iterdir()) == []
+    assert page.look_at(str(SAMPLE), str(SAMPLE))[page.pick] is None
+    assert "Cannot read gone.mp4" in page.pick_video(str(tmp_path / "gone.mp4"))[page.status]
 
 
 # --- the page in a browser
@@ -186,9 +293,9 @@ def test_uploads_are_limited(address):
 @pytest.fixture(scope="module")
 def browser():
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium")
+    chromium = next(filter(None, map(shutil.which, BROWSERS)), None)
     if chromium is None:
-        pytest.skip("no chromium on PATH")
+        pytest.skip(f"the page is not tried in a browser: none of {', '.join(BROWSERS)} is on PATH")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield browser
@@ -202,6 +309,9 @@ def test_page_in_chromium(address, browser, unmodified, tmp_path):
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
     page.goto(address)
+    page.get_by_label("Or pick one").click()
+    page.get_by_role("option", name="sample.mp4").click()
+    page.locator(".facts").get_by_text("sample.mp4").wait_for()
     page.locator("input[type=file]").set_input_files(clip)
     page.get_by_text("0.50 s, 160 x 96, 24 frames a second, h264").wait_for()
     page.get_by_label("number input for Frames").fill("2")

@@ -55,6 +55,25 @@ def register_captioner(model_type: str, family: str | type[CaptionerFamily]) -> 
     CAPTIONER_FAMILIES[model_type] = family
 
 
+def check_captioner(name: str) -> None:
+    """Raise a ValueError for a name that is no bundled captioner's, no folder with a config and no hub id by its form.
+
+    Nothing is loaded, and no hub is asked.
+    """
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    path = Path(name)
+    if name in BUNDLED or (path / "config.json").is_file():
+        return
+    allowed = f"allowed: {', '.join(BUNDLED)}, a folder with a config.json, or a hub id as owner/name"
+    if path.exists():
+        raise ValueError(f"{name!r} is no captioner's folder, {allowed}")
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ValueError(f"there is no captioner {name!r}, {allowed}") from error
+
+
 def load_captioner(
     model: Any,
     processor: Any = None,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Annotated
 
 import typer
@@ -32,7 +34,7 @@ def demo(
     from salcap.demo.server import serve
     from salcap.manifest import find_items
 
-    with wrong_use():
+    with wrong_use(), ended_by_signals():
         picks = find_items(videos or [])
         for item in picks:
             if item.id != item.path:
@@ -50,3 +52,24 @@ def demo(
         ):
             print(address, flush=True)
             threading.Event().wait()
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP interrupt what is within as Ctrl-C does; one that is ignored, as by nohup, stays so."""
+    numbers = [signal.Signals[name] for name in ("SIGTERM", "SIGHUP") if name in signal.Signals.__members__]
+    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+
+    def interrupt(*_: object) -> None:
+        for number in before:  # they come twice where a terminal closes or `timeout` ends: cleaning up goes on
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    try:
+        for number in before:
+            signal.signal(number, interrupt)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+from salcap.captioners.registry import check_captioner
 from salcap.demo.models import Models
 from salcap.demo.page import Page
+from salcap.saliency import check_saliency
 
 HOST = "127.0.0.1"
 MAX_UPLOAD_MB = 200
@@ -39,7 +41,7 @@ def serve(
     """Serve the page as long as the context lasts; gives its address.
 
     Args:
-        videos: files to pick from on the page; one that is picked is copied.
+        videos: files to pick from on the page; one that is picked is read where it is.
         models: captioners to choose from beside the bundled ones: hub ids or folders.
         saliency: backbones beside the registered ones, as `create_saliency` takes them.
         device: see `Models`.
@@ -48,7 +50,17 @@ def serve(
     Raises:
         ImportError: gradio is not installed.
         OSError: the port is taken.
+        ValueError: a video that is no file, or a captioner or backbone that there is not.
     """
+    for video in videos:
+        if not Path(video).is_file():
+            raise ValueError(f"the page takes files of videos, got {video!r}: there is no such file")
+    for name in models:
+        check_captioner(name)
+    for name in saliency:
+        check_saliency(name)
+    if port is not None:
+        _check_port(port)
     with tempfile.TemporaryDirectory(prefix="salcap-demo-") as folder:
         own = str(Path(folder).resolve())
         # before gradio's import: where its files go, and that it asks no server for its newest version
@@ -88,7 +100,10 @@ def serve(
 
 
 class OwnPagesOnly:
-    """ASGI middleware: refuses requests that other sites' pages send, and to fetch what is elsewhere."""
+    """ASGI middleware: refuses requests that other pages send, and to fetch what is elsewhere.
+
+    A page of another port of this machine is another page. The host itself is another middleware's to check.
+    """
 
     def __init__(self, app: Any) -> None:
         self._app = app
@@ -97,8 +112,8 @@ class OwnPagesOnly:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        origin = dict(scope["headers"]).get(b"origin", b"").decode("latin-1")
-        if (origin and urlsplit(origin).hostname not in _OWN_HOSTS) or re.search(r"/(file|proxy)=\w+:", scope["path"]):
+        origin, host = (dict(scope["headers"]).get(name, b"").decode("latin-1") for name in (b"origin", b"host"))
+        if (origin and origin.partition("://")[2] != host) or re.search(r"/(file|proxy)=\w+:", scope["path"]):
             await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
             await send({"type": "http.response.body", "body": b"refused: not of this page\n"})
             return
@@ -133,15 +148,28 @@ def _theme(gradio: Any) -> Any:
     return theme.set(**light, **{f"{name}_dark": value for name, value in dark.items()})
 
 
+def _check_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise OSError(
+                f"port {port} cannot be had: {error.strerror}; give another one with --port, or none for the first free"
+                " one from 7860"
+            ) from error
+
+
 @contextmanager
 def _environment(**values: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
+    """Of gradio's variables these alone: others may serve more files, or rewrite the program from the page."""
+    before = {name: value for name, value in os.environ.items() if name in values or name.startswith("GRADIO_")}
+    for name in before:
+        del os.environ[name]
     os.environ.update(values)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in values:
+            os.environ.pop(name, None)
+        os.environ.update(before)

@@ -5,6 +5,7 @@ from salcap.saliency.density import normalise_log_density, resize_log_density
 from salcap.saliency.model import SaliencyModel
 from salcap.saliency.registry import (
     check_registered_name,
+    check_saliency,
     create_saliency,
     list_saliency,
     register_saliency,
@@ -17,6 +18,7 @@ __all__ = [
     "SaliencyModel",
     "TorchSaliency",
     "check_registered_name",
+    "check_saliency",
     "create_saliency",
     "list_saliency",
     "normalise_log_density",

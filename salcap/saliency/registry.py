@@ -69,8 +69,17 @@ def create_saliency(name: str, **options: Any) -> SaliencyModel:
         ImportError: a backbone whose optional package is not installed; it names the extra.
         FileNotFoundError: a backbone whose weights are not on this machine and cannot be downloaded.
     """
+    return _create(name, _find_factory(name), options)
+
+
+def check_saliency(name: str) -> None:
+    """Raise the ValueError that `create_saliency` would for a name, and make nothing; a file that it names is run."""
+    _find_factory(name)
+
+
+def _find_factory(name: str) -> Factory:
     if _is_file(name):
-        return _create(name, _load_factory(name), options)
+        return _load_factory(name)
     if name not in _factories:
         _load_plugins()
     if name not in _factories:
@@ -80,7 +89,7 @@ def create_saliency(name: str, **options: Any) -> SaliencyModel:
         close = difflib.get_close_matches(str(name), _factories, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"unknown saliency backbone {name!r}, allowed: {', '.join(sorted(_factories))}{hint}")
-    return _create(name, _factories[name], options)
+    return _factories[name]
 
 
 def check_registered_name(name: str) -> str:
