@@ -14,6 +14,7 @@ from typing import Any
 from salcap.captioners.registry import check_captioner
 from salcap.demo.models import Models
 from salcap.demo.page import Page
+from salcap.devices import check_device
 from salcap.saliency import check_saliency
 
 HOST = "127.0.0.1"
@@ -50,11 +51,12 @@ def serve(
     Raises:
         ImportError: gradio is not installed.
         OSError: the port is taken.
-        ValueError: a video that is no file, or a captioner or backbone that there is not.
+        ValueError: a video that is no file; a captioner, backbone or device that there is not.
     """
     for video in videos:
         if not Path(video).is_file():
             raise ValueError(f"the page takes files of videos, got {video!r}: there is no such file")
+    check_device(device)
     for name in models:
         check_captioner(name)
     for name in saliency:
