@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -21,7 +20,6 @@ from video_factory import make_video
 
 from salcap import SaliencyCaptioner, Weighting, create_saliency
 from salcap.cli import app
-from salcap.cli.demo import ended_by_signals
 from salcap.demo import view
 from salcap.demo.columns import EVERY, ROLES, Settings, caption_column, open_clip, write_export
 from salcap.demo.models import Models
@@ -173,28 +171,33 @@ def test_a_port_that_is_taken(not_started):
     assert f"port {port} cannot be had: Address already in use; give another one with --port" in result.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_signals_interrupt_once(number):
-    before, cleaned = signal.getsignal(number), False
+SIGNALLED = """
+import os, signal, sys
+from salcap.cli.demo import ended_by_signals
 
-    def work() -> None:
-        nonlocal cleaned
+number = signal.Signals[sys.argv[1]]
+signal.signal(number, signal.SIG_DFL)
+try:
+    with ended_by_signals():
         try:
             os.kill(os.getpid(), number)
         finally:
             os.kill(os.getpid(), number)
-            cleaned = True
+            print("cleaned up")
+except KeyboardInterrupt:
+    print("interrupted")
+print(signal.getsignal(number) == signal.SIG_DFL)
+signal.signal(number, signal.SIG_IGN)
+with ended_by_signals():
+    os.kill(os.getpid(), number)
+print("ignored")
+"""
 
-    with pytest.raises(KeyboardInterrupt), ended_by_signals():
-        work()
-    assert cleaned
-    assert signal.getsignal(number) == before
-    signal.signal(number, signal.SIG_IGN)
-    try:
-        with ended_by_signals():
-            os.kill(os.getpid(), number)
-    finally:
-        signal.signal(number, before)
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_signals_interrupt_once(name):
+    ran = subprocess.run([sys.executable, "-c", SIGNALLED, name], capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines() == ["cleaned up", "interrupted", "True", "ignored"]
 
 
 def test_uploads_go_with_sigterm(tmp_path):
