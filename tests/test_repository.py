@@ -16,7 +16,7 @@ FORMS = [path for path in sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.y
 def test_the_workflow_runs_what_ci_runs_on_the_oldest_python_and_a_new_one() -> None:
     jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
     commands = {name: [step["run"] for step in job["steps"] if "run" in step] for name, job in jobs.items()}
-    assert commands["test"] == ["bash .ci/run"]
+    assert commands["test"][-1] == "bash .ci/run"
     assert commands["build"] == ["bash scripts/check_release.sh ${{ matrix.versions }}"]
     (oldest,) = re.findall(r'requires-python = ">=([\d.]+)"', (ROOT / "pyproject.toml").read_text())
     assert jobs["test"]["strategy"]["matrix"]["python"][0] == oldest

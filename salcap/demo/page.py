@@ -122,25 +122,19 @@ class Page:
         self.columns = gr.State([])
         private = {"api_visibility": "private"}
         quiet = {**private, "show_progress": "hidden"}
-        videos, looks = [self.upload, self.pick], [self.upload, self.pick, self.facts, self.status]
-        self.pick.input(self.pick_video, self.pick, looks, **quiet)
-        self.upload.change(self.look_at, videos, looks, **quiet)
+        self.pick.input(self.pick_video, self.pick, [self.upload, self.status], **quiet)
+        self.upload.change(self.look_at, self.upload, [self.facts, self.status], **quiet)
         choices = [self.model, self.student, self.teacher, self.modes, self.policy, self.keep_ratio, self.num_frames]
         results = [self.status, self.captions, self.patches, *self.overlays.values(), self.columns]
         exporting = {"inputs": [self.columns, self.role, self.format], "outputs": [self.download], **quiet}
 
         # gradio finds its progress by the default value
-        def caption(
-            upload: str | None,
-            picked: str | None,
-            *chosen: Any,
-            progress: Any = gr.Progress(),  # noqa: B008
-        ) -> Iterator[Updates]:
-            yield from self.caption(upload or picked, *chosen, progress=progress)
+        def caption(video: str | None, *chosen: Any, progress: Any = gr.Progress()) -> Iterator[Updates]:  # noqa: B008
+            yield from self.caption(video, *chosen, progress=progress)
 
         self.run.click(
             caption,
-            [*videos, *choices],
+            [self.upload, *choices],
             results,
             show_progress_on=self.status,
             concurrency_limit=1,
@@ -149,17 +143,17 @@ class Page:
         for chooser in (self.role, self.format):
             chooser.input(self.export, **exporting)
 
-    def pick_video(self, picked: str | None) -> Updates:
-        """Show what was picked, in an upload's place."""
-        return {self.upload: None, **self.look_at(None, picked)}
+    def pick_video(self, video: str | None) -> Updates:
+        """Put a video to pick from where uploads are."""
+        if video is None:
+            return self._gradio.skip()
+        try:
+            return {self.upload: shutil.copy(video, self._new_folder())}
+        except OSError as error:
+            return {self.status: view.alarm(f"{video}: {error.strerror or error}")}
 
-    def look_at(self, upload: str | None, picked: str | None) -> Updates:
-        """Show what a file is, or what is wrong with it; an upload takes the place of what was picked."""
-        if upload is not None:
-            return {self.pick: None, **self._facts(upload)}
-        return self._facts(picked)
-
-    def _facts(self, video: str | None) -> Updates:
+    def look_at(self, video: str | None) -> Updates:
+        """Show what a file is, or what is wrong with it."""
         if video is None:
             return {self.facts: "", self.status: _START}
         try:

@@ -42,7 +42,7 @@ def serve(
     """Serve the page as long as the context lasts; gives its address.
 
     Args:
-        videos: files to pick from on the page; one that is picked is read where it is.
+        videos: files to pick from on the page; one that is picked is copied.
         models: captioners to choose from beside the bundled ones: hub ids or folders.
         saliency: backbones beside the registered ones, as `create_saliency` takes them.
         device: see `Models`.
