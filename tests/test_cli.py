@@ -340,6 +340,19 @@ def test_caption_overwrites_no_video(folder, tmp_path, monkeypatch, name, output
     assert Path(name).read_bytes() == SAMPLE.read_bytes()
 
 
+def test_a_data_sets_annotations_are_not_overwritten(folder, tmp_path):
+    (tmp_path / "a.mp4").write_bytes(Path(SAMPLE).read_bytes())
+    own = tmp_path / "captions.jsonl"
+    own.write_text('{"video": "a.mp4", "captions": ["a woman smiles"]}')
+    few = ("--dataset", "videos", "--root", tmp_path, "--model", folder, "--num-frames", "1", "--overwrite")
+    result = run("caption", *few, "--output", own)
+    assert result.exit_code == 2
+    assert "which is read" in result.stderr
+    assert own.read_text().startswith('{"video"')
+    for _ in range(2):  # records that lie beside it are
+        assert run("caption", *few, "--output", tmp_path / "records.jsonl").exit_code == 0
+
+
 @pytest.mark.parametrize("launched", [True, False])
 def test_caption_in_shards(folder, clips, tmp_path, monkeypatch, launched):
     out = tmp_path / "out.jsonl"

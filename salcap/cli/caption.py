@@ -109,7 +109,10 @@ def caption(
         part, parts, device, launched = _place(shard, device)
         items = _items(videos, recursive, start, end, dataset, root, split)
         present = items.present if isinstance(items, CaptionedSet) else items
-        num_items, inputs = len(present), [*(videos or []), *(item.path for item in present if item.path is not None)]
+        # of a data set's own files those that may be told from records, which have settings beside them
+        notes = [] if root is None else [file for file in root.glob("*.jsonl") if not Path(f"{file}.settings").exists()]
+        inputs = [*(videos or []), *(item.path for item in present if item.path is not None), *notes]
+        num_items = len(present)
         if output is not None:
             check_output(output, (".jsonl", *SUBTITLES), num_items, overwrite, inputs)
         keeps = output is not None and output.suffix.lower() == ".jsonl"
