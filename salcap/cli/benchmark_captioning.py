@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from salcap.cli.benchmark import benchmarks
-from salcap.cli.captioning import Device
+from salcap.cli.captioning import Device, Dtype
 from salcap.cli.console import AsJson, given, print_columns, say, wrong_use
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def captioning(
     rounds: Annotated[int | None, typer.Option(min=1, help="Turns that each arm takes; default: 5.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; default: torch's.")] = None,
     device: Device = None,
-    dtype: Annotated[str | None, typer.Option(help="Of the captioner: float32, bfloat16, ...")] = None,
+    dtype: Dtype = None,
     as_json: AsJson = False,
 ) -> None:
     """Time captions unmodified and with patches dropped by saliency, stage by stage; ends with one JSON line.

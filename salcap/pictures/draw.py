@@ -52,7 +52,7 @@ class Drawing:
 
 
 def draw_saliency(
-    video: VideoPath | bytes,
+    video: VideoPath,
     output: str | os.PathLike[str],
     saliency: str | SaliencyModel | SaliencyCaptioner = "uva_net",
     show: str = "overlay",
@@ -99,7 +99,7 @@ def draw_saliency(
         if is_sheet:
             frames = read_frames(source, painter.resolve_num_frames(num_frames), **painter.read_options, **clip)
             times = frames.pts_seconds.tolist()
-            _sheet(painter, frames, info, source).image.save(partial, "PNG", optimize=True)
+            _sheet(painter, frames, info).image.save(partial, "PNG", optimize=True)
             drawn = len(times), times[0], frames.clip_seconds[1] if frames.clip_seconds else times[-1], frames.warnings
         else:
             drawn = (*_write_video(partial, painter, source, info, clip, progress), info.warnings)
@@ -136,14 +136,13 @@ def picture_size(info: VideoInfo, most: int) -> Size:
     return max(1, round(info.height * share)), max(1, round(width * share))
 
 
-def _sheet(painter: Painter, frames: Frames, info: VideoInfo, source: VideoPath) -> ContactSheet:
+def _sheet(painter: Painter, frames: Frames, info: VideoInfo) -> ContactSheet:
     height, width = size = picture_size(info, TILE_SIDE)
     pictures = []
     for pixels, brush in zip(frames.pixels.permute(0, 2, 3, 1).numpy(), painter.look(frames, size), strict=True):
         tile = Image.fromarray(np.ascontiguousarray(pixels)).resize((width, height), Image.Resampling.BICUBIC)
         pictures.append(brush(np.asarray(tile)))
-    nameless = hasattr(source, "read") and getattr(source, "name", None) is None
-    title = "" if nameless else f"{Path(info.path).name}, "
+    title = "" if frames.source is None else f"{Path(frames.source).name}, "
     heading = f"{title}{info.duration_seconds:.2f} s. {painter.describe()}"
     sheet = ContactSheet(pictures, frames.pts_seconds.tolist(), heading)
     painter.add_legend(sheet)
