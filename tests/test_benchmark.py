@@ -102,7 +102,7 @@ def test_every_backbone_has_a_row_or_a_reason(result):
     assert {row.name for row in result.rows} == here | {"center"}
     assert set(result.missing) == students - here | {"glimpse"}
     assert "no weights glimpse/model.tflite" in result.missing["glimpse"]
-    assert result.threads == torch.get_num_threads()
+    assert (result.device, result.threads) == ("cpu", torch.get_num_threads())
     assert result.matmul_peak_gmacs > 0
 
 
@@ -161,7 +161,7 @@ def test_slow_backbones_get_fewer_frames(tmp_path, monkeypatch):
         "        return pixels.mean(1)\n"
     )
     monkeypatch.setattr(saliency_benchmark, "_SECONDS_A_CALL", 0.1)
-    candidate = saliency_benchmark._Candidate("slow", f"{tmp_path}/slow.py:Slow", {})
+    candidate = saliency_benchmark._Candidate("slow", f"{tmp_path}/slow.py:Slow", {}, "cpu")
     backbone = saliency_benchmark._Backbone(candidate)
     facts = backbone.prepare()
     assert 1 <= facts["batch"] <= 5
@@ -198,6 +198,7 @@ def test_the_command_ends_with_one_json_line(result, monkeypatch):
         (("--saliency", "uva_nett"), "did you mean 'uva_net'"),
         (("--saliency", ""), "unknown"),
         (("--rounds", 0), "rounds"),
+        (("--device", "cuda:77"), "cuda:77"),
     ],
 )
 def test_the_command_fails_on_wrong_use(arguments, message):

@@ -37,12 +37,14 @@ PARAMETERS = {  # of the published checkpoints; tied ones once
     "git-base": 176_623_674,
     "blip-base": 223_971_644,
     "smolvlm-256m": 256_484_928,
-    "qwen2.5-vl-3b-small": 1_200_691_392,  # of 3,754,622,976
+    "qwen2.5-vl-3b-small": 1_200_691_392,
+    "qwen2.5-vl-3b": 3_754_622_976,
+    "qwen2.5-vl-7b": 8_292_166_656,
 }
 
 
 def count_flops(run):
-    with FlopCounterMode(display=False, custom_mapping=captioning_benchmark._CPU_ATTENTION) as counter:
+    with FlopCounterMode(display=False, custom_mapping=captioning_benchmark._ATTENTION) as counter:
         run()
     return counter.get_total_flops()
 
@@ -237,7 +239,7 @@ def test_a_shape_is_the_published_model_without_its_weights(name):
     clip = make_clip(0, 6, 240, 320)
     assert captioner.modes >= {"none", "prune"}
     pixels = captioner.preprocess(clip)
-    if name == "qwen2.5-vl-3b-small":
+    if name.startswith("qwen2.5-vl"):
         assert pixels.shape == (3, 9, 11, 4, 3 * 2 * 14 * 14)
         counts = [99] * 3
     else:

@@ -152,7 +152,7 @@ def test_correlation_is_learnt_beside_the_divergence(root, tmp_path):
     """The weight changes the loss by 1 - CC times it, and nothing where the prediction is the target."""
     distiller = Distiller(settings(root, tmp_path, METHODS["soft"]), lambda line: None)
     batch = distiller.stills.batch(np.arange(COUNT, 2 * COUNT), np.random.default_rng(0))
-    streams = distiller.student.eval().streams(batch.pixels)
+    streams = distiller.student.cpu().eval().streams(batch.pixels)
     for name, options, target in (
         ("ground_truth", {}, batch.density),
         ("soft", {"teachers": {"disc": 2.0}}, batch.teachers["disc"].exp()),
@@ -190,8 +190,9 @@ def test_a_killed_run_ends_as_if_it_had_not_been(root, trained, tmp_path, monkey
     with pytest.raises(Killed):
         run(config)
     resumed = run(config)
+    tolerance = 1e-3 if torch.cuda.is_available() else 0.0  # the order of CUDA's sums is open
     for key, value in whole.state_dict().items():
-        assert torch.equal(value, resumed.state_dict()[key]), key
+        torch.testing.assert_close(resumed.state_dict()[key], value, rtol=0, atol=tolerance, msg=key)
 
 
 def test_a_checkpoint_of_other_settings_is_refused(root, tmp_path):

@@ -49,7 +49,9 @@ class ModelShape:
 
 
 def create_shape(name: str) -> tuple[Any, Any]:
-    """A model with random weights, always the same, and its processor, as `load_captioner` takes them.
+    """A model with random weights, on one device always the same, and its processor, as `load_captioner` takes them.
+
+    It is made on torch's default device: large ones are made fastest on the GPU that is to run them.
 
     Raises:
         ValueError: a name that is not in `MODEL_SHAPES`.
@@ -79,21 +81,36 @@ def _smolvlm() -> Any:
     return transformers.SmolVLMConfig(vision_config=vision, text_config=text, scale_factor=4, image_token_id=image)
 
 
-def _qwen(depth: int, full_attention: tuple[int, ...], num_layers: int) -> Any:
-    vision = {"depth": depth, "hidden_size": 1280, "out_hidden_size": 2048, "fullatt_block_indexes": full_attention}
-    vision |= {"tokens_per_second": 2}
-    text: dict[str, Any] = {"vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 11008}
-    text |= {"num_hidden_layers": num_layers, "num_attention_heads": 16, "num_key_value_heads": 2}
-    text |= {"tie_word_embeddings": True, "rms_norm_eps": 1e-6}
+def _qwen_3b(depth: int = 32, full_attention: tuple[int, ...] = (7, 15, 23, 31), num_layers: int = 36) -> Any:
+    text = {"vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": num_layers}
+    text |= {"num_attention_heads": 16, "num_key_value_heads": 2}
+    return _qwen(depth, full_attention, text, tied=True)
+
+
+def _qwen_7b() -> Any:
+    text = {"vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28}
+    text |= {"num_attention_heads": 28, "num_key_value_heads": 4}
+    return _qwen(32, (7, 15, 23, 31), text, tied=False)
+
+
+def _qwen(depth: int, full_attention: tuple[int, ...], text: dict[str, Any], tied: bool) -> Any:
+    vision = {"depth": depth, "hidden_size": 1280, "fullatt_block_indexes": full_attention, "tokens_per_second": 2}
+    vision |= {"out_hidden_size": text["hidden_size"]}
+    text |= {"tie_word_embeddings": tied, "rms_norm_eps": 1e-6}
     text |= {"rope_parameters": {"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1e6}}
     return transformers.Qwen2_5_VLConfig(
         vision_config=vision,
         text_config=text,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
         video_token_id=_QWEN_MARKS.index("<|video_pad|>"),
         vision_start_token_id=_QWEN_MARKS.index("<|vision_start|>"),
         vision_end_token_id=_QWEN_MARKS.index("<|vision_end|>"),
     )
+
+
+def _qwen_processor() -> Any:
+    limits = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 16384}
+    return _processor(Qwen2VLImageProcessorPil(size=limits), _QWEN_MARKS, _QWEN_CHAT)
 
 
 def _processor(image_processor: Any, marks: tuple[str, ...] = (), chat_template: str | None = None) -> Any:
@@ -128,11 +145,13 @@ MODEL_SHAPES = {
         "Qwen/Qwen2.5-VL-3B-Instruct with a quarter of its layers: 8 of 32 in the vision encoder (one of them with full"
         " attention, not four), 9 of 36 in the language model; all widths are its own",
         "Qwen2_5_VLForConditionalGeneration",
-        lambda: _qwen(8, (7,), 9),
-        lambda: _processor(
-            Qwen2VLImageProcessorPil(size={"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 16384}),
-            _QWEN_MARKS,
-            _QWEN_CHAT,
-        ),
+        lambda: _qwen_3b(8, (7,), 9),
+        _qwen_processor,
+    ),
+    "qwen2.5-vl-3b": ModelShape(
+        "Qwen/Qwen2.5-VL-3B-Instruct", "Qwen2_5_VLForConditionalGeneration", _qwen_3b, _qwen_processor
+    ),
+    "qwen2.5-vl-7b": ModelShape(
+        "Qwen/Qwen2.5-VL-7B-Instruct", "Qwen2_5_VLForConditionalGeneration", _qwen_7b, _qwen_processor
     ),
 }

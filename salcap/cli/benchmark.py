@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from salcap.cli.captioning import Device
 from salcap.cli.console import AsJson, app, print_columns, say, wrong_use
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def saliency_(
     ] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Turns that each backbone takes; default: 5.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of each backbone; default: torch's.")] = None,
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare the student, in every installed runtime, with teachers and baselines; ends with one JSON line.
@@ -45,7 +47,7 @@ def saliency_(
     if threads is not None:
         torch.set_num_threads(threads)
     with wrong_use():
-        result = benchmark_saliency(names, checkpoint, rounds or ROUNDS, say)
+        result = benchmark_saliency(names, checkpoint, rounds or ROUNDS, say, device or "cpu")
     if not as_json:
         _print(result)
     print(json.dumps(result.to_dict()))
@@ -55,7 +57,8 @@ def _print(result: SaliencyBenchmark) -> None:
     from salcap.evaluation.saliency_benchmark import MEASURES, REFERENCE
 
     height, width = result.frame_size
-    print(f"Frames per second of saliency backbones on {result.threads} threads, medians; frames are {height}x{width}.")
+    where = f"{result.device}, {result.threads} threads"
+    print(f"Frames per second of saliency backbones on {where}, medians; frames are {height}x{width}.")
     for name, meaning in MEASURES.items():
         print(f"  {name}: {meaning}")
     print("  * fewer frames than 64 in a call, which would take more than two seconds")
@@ -65,8 +68,8 @@ def _print(result: SaliencyBenchmark) -> None:
     print_columns(headings, [_size_cells(row) for row in result.rows])
     print("p50, p95: latency of frames_1. peak: rise of the process's memory, frames not counted. MMACs: of one frame.")
     print(
-        f"Roofline: this machine's matrix product reached {result.matmul_peak_gmacs:.1f} GMAC/s (float32, best of all"
-        " rounds); over its MACs that bounds a network's frames per second. reached: network_64 over that bound."
+        f"Roofline: {result.device}'s matrix product reached {result.matmul_peak_gmacs:.1f} GMAC/s (float32, best of"
+        " all rounds); over its MACs that bounds a network's frames per second. reached: network_64 over that bound."
     )
     for name, reason in result.missing.items():
         print(f"missing: {name}: {reason}")

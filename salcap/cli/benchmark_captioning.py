@@ -23,7 +23,7 @@ def captioning(
         str | None,
         typer.Option(
             help="Instead of a model, one of true size with random weights: git-base (the default), blip-base,"
-            " smolvlm-256m or qwen2.5-vl-3b-small."
+            " smolvlm-256m, qwen2.5-vl-3b-small (a quarter of its layers), qwen2.5-vl-3b or qwen2.5-vl-7b."
         ),
     ] = None,
     video: Annotated[Path | None, typer.Option(help="Default: data/sample.mp4.")] = None,

@@ -13,8 +13,9 @@ from itertools import pairwise
 from typing import Any, cast
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
+from salcap.devices import check_device
 from salcap.evaluation.instruments import peak_rise_mib, percentiles
 from salcap.evaluation.saliency_benchmark import count_macs, input_size_of
 from salcap.saliency import create_saliency
@@ -42,11 +43,15 @@ STAGES = {
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(query, key, value)  # of shapes
+    """Of shapes (batch, heads, length, width); keys may have fewer heads, which older versions of torch refuse."""
+    batch, heads, length, width = query
+    return int(2 * batch * heads * length * key[-2] * (width + value[-1]))
 
 
-# the kernel that the CPU has for attention, which torch's counter does not know
-_CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+_ATTENTION = {
+    getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}"): _attention_flops
+    for kernel in ("flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention")
+}
 
 
 @dataclass(frozen=True)
@@ -147,13 +152,15 @@ def benchmark_captioning(
         raise ValueError(f"give a model or a shape, got both: {model!r} and {shape!r}")
     if rounds < 1 or new_tokens < 1:
         raise ValueError(f"expected at least one round and one new token, got {rounds} and {new_tokens}")
+    check_device(device)
     source = None
     if model is None:
         from salcap.captioners.model_shapes import MODEL_SHAPES, create_shape
 
         shape = shape or DEFAULT_SHAPE
         progress(f"{shape}: making random weights")
-        model, processor = create_shape(shape)
+        with torch.device(device or torch.get_default_device()):
+            model, processor = create_shape(shape)
         source = MODEL_SHAPES[shape].source
     options: dict[str, Any] = {"mode": "prune", "policy": policy, "device": device, "dtype": dtype}
     student = SaliencyCaptioner.from_pretrained(model, processor, saliency=STUDENT, keep_ratio=1.0, **options)
@@ -276,7 +283,7 @@ def counting_flops(captioner: Any) -> Iterator[FlopCounterMode]:
     trained = [weight for weight in captioner.model.parameters() if weight.requires_grad]
     captioner.model.requires_grad_(False)  # the counter breaks on views of weights that have gradients
     try:
-        with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
+        with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter:
             captioner.now_ms = counter.get_total_flops
             yield counter
     finally:

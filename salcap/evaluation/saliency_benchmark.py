@@ -17,6 +17,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from salcap.config import check_choice
+from salcap.devices import check_device
 from salcap.evaluation.instruments import forget_peak_memory, memory_mib, percentiles
 from salcap.frames import Frames
 from salcap.saliency import SaliencyModel, create_saliency, list_saliency
@@ -56,7 +57,7 @@ class BenchmarkRow:
         parameters: None where they are not torch's.
         file_bytes: of the weights; None where there are none.
         peak_memory_mib: rise of the process's peak from before the backbone is made to after all measures; the frames
-            themselves not counted. None where the system does not tell.
+            themselves not counted; on CUDA the device's peak. None where the system does not tell.
         macs: multiply-adds of convolutions and matrix products for one frame at the input size, BatchNorm and
             activations not counted; None where they are not torch's.
         roofline_frames_per_second: the measured peak of this machine's matrix product over ``macs``.
@@ -83,6 +84,7 @@ class BenchmarkRow:
 class SaliencyBenchmark:
     """All rows of a run, and what could not be run: name -> reason."""
 
+    device: str
     threads: int
     frame_size: tuple[int, int]
     matmul_peak_gmacs: float
@@ -99,6 +101,7 @@ class _Candidate:
     label: str
     saliency: str
     options: dict[str, Any]
+    device: str
 
 
 def benchmark_saliency(
@@ -106,6 +109,7 @@ def benchmark_saliency(
     checkpoint: str | None = None,
     rounds: int = ROUNDS,
     progress: Callable[[str], object] = lambda line: None,
+    device: str = "cpu",
 ) -> SaliencyBenchmark:
     """Measure backbones; students once for each runtime. Nothing is downloaded.
 
@@ -115,16 +119,18 @@ def benchmark_saliency(
     Args:
         checkpoint: trained weights of the students in ``names``; None for those that come with salcap.
         progress: called with a line for each step.
+        device: where the networks run; frames come from the CPU, as from a video.
 
     Raises:
-        ValueError: unknown names, no name, or fewer than one round.
+        ValueError: unknown names, no name, fewer than one round, or a device that is not here.
     """
+    check_device(device)
     if not names or rounds < 1:
         raise ValueError(f"expected at least one backbone and one round, got {list(names)} and {rounds}")
     for name in names:
         if ".py:" not in name:  # a user's file
             check_choice("saliency backbone", name, list_saliency())
-    candidates = [candidate for name in names for candidate in _candidates(name, checkpoint)]
+    candidates = [candidate for name in names for candidate in _candidates(name, checkpoint, device)]
     context, threads = multiprocessing.get_context("spawn"), torch.get_num_threads()
     workers: dict[str, Connection] = {}
     try:
@@ -142,14 +148,14 @@ def benchmark_saliency(
                 missing[label] = str(error)
                 workers.pop(label).close()
         times: dict[str, dict[str, list[float]]] = {label: {} for label in workers}
-        peak = _matmul_gmacs()
+        peak = _matmul_gmacs(device)
         for number in range(rounds):
             progress(f"round {number + 1} of {rounds}")
             for measure in MEASURES:
                 for label, worker in workers.items():
                     if measure in facts[label]["batch_of"]:
                         times[label].setdefault(measure, []).extend(_ask(worker, "measure", measure))
-            peak = max(peak, _matmul_gmacs())
+            peak = max(peak, _matmul_gmacs(device))
         for label, worker in workers.items():
             facts[label] |= _ask(worker, "finish")
     finally:
@@ -161,7 +167,7 @@ def benchmark_saliency(
         for candidate in candidates
         if candidate.label in workers
     ]
-    return SaliencyBenchmark(threads, FRAME_SIZE, peak, rows, missing)
+    return SaliencyBenchmark(device, threads, FRAME_SIZE, peak, rows, missing)
 
 
 def count_macs(model: SaliencyModel, size: tuple[int, int]) -> int | None:
@@ -177,11 +183,13 @@ def count_macs(model: SaliencyModel, size: tuple[int, int]) -> int | None:
     return counter.get_total_flops() // 2
 
 
-def _candidates(name: str, checkpoint: str | None) -> list[_Candidate]:
+def _candidates(name: str, checkpoint: str | None, device: str) -> list[_Candidate]:
     if name not in STUDENTS:
-        return [_Candidate(name, name, {})]
+        return [_Candidate(name, name, {}, device)]
     options = {} if checkpoint is None else {"checkpoint": checkpoint}
-    return [_Candidate(f"{name} [{r}]", name, {**options, "runtime": r}) for r in RUNTIMES if r != "auto"]
+    # elsewhere than on the CPU "auto" is a precision of its own, and the other runtimes do not run
+    runtimes = [r for r in RUNTIMES if r != "auto"] if device == "cpu" else ["auto", "torch"]
+    return [_Candidate(f"{name} [{r}]", name, {**options, "runtime": r}, device) for r in runtimes]
 
 
 def _ask(worker: Connection, *command: str) -> Any:
@@ -221,9 +229,9 @@ class _Backbone:
         self.frames = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8).permute(0, 3, 1, 2)
         forget_peak_memory()  # the peak so far was that of the imports
         self._memory_before = memory_mib("VmRSS")
-        self.model = create_saliency(candidate.saliency, **candidate.options).eval()
+        self.model = create_saliency(candidate.saliency, **candidate.options).eval().to(candidate.device)
         self.size = input_size_of(self.model)
-        self.pixels = torch.rand(BATCH, 3, *self.size, generator=generator)
+        self.pixels = torch.rand(BATCH, 3, *self.size, generator=generator).to(candidate.device)
         self.batch = BATCH
 
     @torch.no_grad()
@@ -248,6 +256,8 @@ class _Backbone:
 
     def finish(self) -> dict[str, Any]:
         after, before = memory_mib("VmHWM"), self._memory_before
+        if self.model.device.type == "cuda":
+            after, before = torch.cuda.max_memory_allocated(self.model.device) / 2**20, 0.0
         parameters = sum(weight.numel() for weight in self.model.parameters())
         return {
             "peak_memory_mib": None if after is None or before is None else after - before,
@@ -266,6 +276,8 @@ class _Backbone:
             self.model(pixels)
         else:
             self.model.predict(clip if measure == "clip_64" else frames, "native")
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
         return time.perf_counter() - start
 
 
@@ -286,13 +298,15 @@ def _file_bytes(model: SaliencyModel) -> int | None:
     return len(save({name: weight.contiguous() for name, weight in model.state_dict().items()}))
 
 
-def _matmul_gmacs() -> float:
+def _matmul_gmacs(device: str) -> float:
     """Multiply-adds a second, in thousand millions, of the best of a few matrix products in float32."""
-    side = torch.rand(_MATMUL_SIDE, _MATMUL_SIDE)
+    side = torch.rand(_MATMUL_SIDE, _MATMUL_SIDE, device=device)
 
     def once() -> float:
         start = time.perf_counter()
         torch.mm(side, side)
+        if side.device.type == "cuda":
+            torch.cuda.synchronize(device)
         return time.perf_counter() - start
 
     return _MATMUL_SIDE**3 / min(once() for _ in range(6)) / 1e9
