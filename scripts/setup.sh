@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv and installs salcap into it, editable, with CPU torch; where that is done already, it returns at once.
 #   usage: bash scripts/setup.sh [EXTRA]      EXTRA: dev, what scripts/test.sh needs
-#   PYTHON        interpreter that makes .venv (default python3; 3.10 or later)
+#   PYTHON        interpreter that makes .venv (default python3; 3.11 or later)
 #   TORCH_INDEX   where the CPU build of torch is looked for if pip's own settings know none
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"

@@ -12,6 +12,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
 
 from salcap.captioners.family import CaptionerFamily, ClipBatch, Generation
@@ -220,9 +221,10 @@ def causal_bias(bias: Tensor, config: Any) -> Callable[..., Any]:
 
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         embeds = kwargs["inputs_embeds"]
-        mask: Any = create_causal_mask(
-            config, embeds, kwargs.get("attention_mask"), kwargs.get("past_key_values"), allow_is_causal_skip=False
-        )
+        cache: Any = next((value for value in kwargs.values() if isinstance(value, Cache)), None)  # names have changed
+        mask: Any = create_causal_mask(config, embeds, kwargs.get("attention_mask"), cache, allow_is_causal_skip=False)
+        if mask.shape[-1] < bias.shape[1]:
+            raise RuntimeError(f"mode 'bias': a mask of {mask.shape[-1]} keys for a prompt of {bias.shape[1]} tokens")
         if mask.dtype == torch.bool:
             mask = torch.zeros_like(mask, dtype=embeds.dtype).masked_fill(~mask, torch.finfo(embeds.dtype).min)
         rows = bias.repeat_interleave(len(embeds) // len(bias), 0)[:, None, None].to(mask.dtype)
