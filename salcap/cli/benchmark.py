@@ -47,7 +47,7 @@ def saliency_(
     if threads is not None:
         torch.set_num_threads(threads)
     with wrong_use():
-        result = benchmark_saliency(names, checkpoint, rounds or ROUNDS, say, device or "cpu")
+        result = benchmark_saliency(names, checkpoint, rounds or ROUNDS, say, device)
     if not as_json:
         _print(result)
     print(json.dumps(result.to_dict()))

@@ -31,7 +31,8 @@ _FIXED = ("output", "checkpoint_steps")  # settings that may change when a run g
 
 
 class Distiller:
-    """Trains a student. Every step draws from its own seed, so that a resumed run takes the path of one never stopped.
+    """Trains a student. Every step draws from its own seed, so that a resumed run takes the path of one never stopped;
+    on CUDA, whose sums have no fixed order, but for rounding.
 
     Args:
         progress: takes a line of text.

@@ -144,8 +144,8 @@ def benchmark_captioning(
         progress: called with a line for each step.
 
     Raises:
-        ValueError: model and shape, an unknown shape or policy, a captioner that cannot prune, fewer than one round or
-            token, or settings that do not fit the captioner.
+        ValueError: model and shape, an unknown shape or policy, a device that is not here, a captioner that cannot
+            prune, fewer than one round or token, or settings that do not fit the captioner.
         VideoDecodeError: the file gives no frame.
     """
     if model is not None and shape is not None:

@@ -109,7 +109,7 @@ def benchmark_saliency(
     checkpoint: str | None = None,
     rounds: int = ROUNDS,
     progress: Callable[[str], object] = lambda line: None,
-    device: str = "cpu",
+    device: str | torch.device | None = None,
 ) -> SaliencyBenchmark:
     """Measure backbones; students once for each runtime. Nothing is downloaded.
 
@@ -119,12 +119,13 @@ def benchmark_saliency(
     Args:
         checkpoint: trained weights of the students in ``names``; None for those that come with salcap.
         progress: called with a line for each step.
-        device: where the networks run; frames come from the CPU, as from a video.
+        device: where the networks run, by default the CPU; frames come from the CPU, as from a video.
 
     Raises:
         ValueError: unknown names, no name, fewer than one round, or a device that is not here.
     """
     check_device(device)
+    device = str(device or "cpu")
     if not names or rounds < 1:
         raise ValueError(f"expected at least one backbone and one round, got {list(names)} and {rounds}")
     for name in names:
