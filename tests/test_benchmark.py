@@ -161,7 +161,7 @@ def test_slow_backbones_get_fewer_frames(tmp_path, monkeypatch):
         "        return pixels.mean(1)\n"
     )
     monkeypatch.setattr(saliency_benchmark, "_SECONDS_A_CALL", 0.1)
-    candidate = saliency_benchmark._Candidate("slow", f"{tmp_path}/slow.py:Slow", {}, "cpu")
+    candidate = saliency_benchmark._Candidate("slow", f"{tmp_path}/slow.py:Slow", {}, torch.device("cpu"))
     backbone = saliency_benchmark._Backbone(candidate)
     facts = backbone.prepare()
     assert 1 <= facts["batch"] <= 5

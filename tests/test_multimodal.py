@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import tiny_multimodal
 import torch
+import transformers
 from test_captioners import assert_same_bits, make_clip, make_map, outputs, state_of_modules  # noqa: F401
 from tiny_chat import PROMPT, TinyMultimodal
 from torch import Tensor
@@ -209,6 +210,29 @@ def test_ragged_batch_equals_single_runs(family, num_beams):
             assert together[i].text == alone.text, weighting
             assert together[i].score == pytest.approx(alone.score, abs=1e-4), weighting
             assert together[i].visual_tokens == alone.visual_tokens
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "smolvlm", "llava_onevision"])
+def test_bias_is_the_same_with_a_static_cache(family):
+    _, captioner = load(family)
+    clips, maps = [make_clip(0), make_clip(1)], [make_map(0), make_map(1)]
+    for weighting in (Weighting("bias", strength=0.5), Weighting("bias+prune", "foveate", 0.5)):
+        growing, static = (
+            captioner.generate(clips, maps, weighting, max_new_tokens=4, cache_implementation=kind)
+            for kind in (None, "static")
+        )
+        assert [text.text for text in static] == [text.text for text in growing]
+        assert [text.score for text in static] == pytest.approx([text.score for text in growing], abs=1e-4)
+
+
+def test_bias_is_refused_where_layers_read_a_window():
+    tiny = tiny_multimodal.llava_next_video()
+    config = tiny.model.config
+    config.text_config = transformers.MistralConfig(**{**config.text_config.to_dict(), "model_type": "mistral"})
+    for window, allowed in ((16, False), (None, True)):
+        config.text_config.sliding_window = window
+        model = transformers.LlavaNextVideoForConditionalGeneration(config)
+        assert ("bias" in load_captioner(model, tiny.processor).modes) == allowed
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -104,7 +104,12 @@ STAGES = {
 
 
 def test_benchmarks_are_drawn(tmp_path):
-    for found, words in ((SPEEDS, "frames of 224x224 per second, 2 threads, median"), (STAGES, "a 0.5")):
+    on_gpu = {**SPEEDS, "device": "cuda:0"}
+    for found, words in (
+        (SPEEDS, "frames of 224x224 per second, 2 threads, median"),
+        (on_gpu, "frames of 224x224 per second, cuda:0, median"),
+        (STAGES, "a 0.5"),
+    ):
         (tmp_path / "found.json").write_text(json.dumps(found))
         assert words in texts(draw_plot(tmp_path / "found.json", tmp_path / "bars.SVG", overwrite=True))
 

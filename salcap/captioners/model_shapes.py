@@ -48,10 +48,11 @@ class ModelShape:
     processor: Callable[[], Any]
 
 
-def create_shape(name: str) -> tuple[Any, Any]:
-    """A model with random weights, on one device always the same, and its processor, as `load_captioner` takes them.
+def create_shape(name: str, dtype: str | torch.dtype | None = None) -> tuple[Any, Any]:
+    """A model with random weights and its processor, as `load_captioner` takes them.
 
-    It is made on torch's default device: large ones are made fastest on the GPU that is to run them.
+    It is made on torch's default device, large ones fastest on the GPU that is to run them; of one device and precision
+    (float32 by default) its weights are always the same.
 
     Raises:
         ValueError: a name that is not in `MODEL_SHAPES`.
@@ -60,7 +61,8 @@ def create_shape(name: str) -> tuple[Any, Any]:
     shape = MODEL_SHAPES[name]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return getattr(transformers, shape.architecture)(shape.config()), shape.processor()
+        architecture = getattr(transformers, shape.architecture)
+        return architecture._from_config(shape.config(), dtype=dtype or torch.float32), shape.processor()
 
 
 def _git() -> Any:

@@ -53,7 +53,8 @@ class MultimodalCaptioner(CaptionerFamily):
     def adds_bias(self) -> bool:
         """Whether every layer that reads visual tokens adds a mask of four dimensions to its scores."""
         config = self.model.model.get_decoder().config
-        windowed = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+        layers = getattr(config, "layer_types", None)
+        windowed = set(layers) - {"full_attention"} if layers else getattr(config, "sliding_window", None)
         return not windowed and config._attn_implementation in ("eager", "sdpa")
 
     @classmethod
@@ -220,15 +221,23 @@ def causal_bias(bias: Tensor, config: Any) -> Callable[..., Any]:
     """
 
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        embeds = kwargs["inputs_embeds"]
+        embeds, given = kwargs["inputs_embeds"], kwargs.get("attention_mask")
         cache: Any = next((value for value in kwargs.values() if isinstance(value, Cache)), None)  # names have changed
-        mask: Any = create_causal_mask(config, embeds, kwargs.get("attention_mask"), cache, allow_is_causal_skip=False)
-        if mask.shape[-1] < bias.shape[1]:
-            raise RuntimeError(f"mode 'bias': a mask of {mask.shape[-1]} keys for a prompt of {bias.shape[1]} tokens")
-        if mask.dtype == torch.bool:
-            mask = torch.zeros_like(mask, dtype=embeds.dtype).masked_fill(~mask, torch.finfo(embeds.dtype).min)
-        rows = bias.repeat_interleave(len(embeds) // len(bias), 0)[:, None, None].to(mask.dtype)
-        return args, {**kwargs, "attention_mask": mask + F.pad(rows, (0, mask.shape[-1] - rows.shape[-1]))}
+        if cache is None and embeds.shape[1] < bias.shape[1]:
+            raise RuntimeError(
+                f"mode 'bias': {embeds.shape[1]} of {bias.shape[1]} tokens or more, and no cache of others"
+            )
+
+        def biased(mask: Any) -> Tensor:
+            mask = create_causal_mask(config, embeds, mask, cache, allow_is_causal_skip=False)
+            if mask.dtype == torch.bool:
+                mask = torch.zeros_like(mask, dtype=embeds.dtype).masked_fill(~mask, torch.finfo(embeds.dtype).min)
+            rows = bias.repeat_interleave(len(embeds) // len(bias), 0)[:, None, None].to(mask.dtype)
+            return mask + F.pad(rows, (0, mask.shape[-1] - rows.shape[-1]))  # of a prompt in chunks, those read so far
+
+        # with a static cache ``generate`` makes the masks itself, one for each kind of layer
+        masks = {kind: biased(mask) for kind, mask in given.items()} if isinstance(given, dict) else biased(given)
+        return args, {**kwargs, "attention_mask": masks}
 
     return hook
 

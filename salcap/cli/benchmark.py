@@ -63,14 +63,17 @@ def _print(result: SaliencyBenchmark) -> None:
         print(f"  {name}: {meaning}")
     print("  * fewer frames than 64 in a call, which would take more than two seconds")
     print_columns(("", *MEASURES, "x teacher"), [_speed_cells(row, tuple(MEASURES)) for row in result.rows])
-    print(f"x teacher: frames_64 over that of {REFERENCE}.\n")
+    here = "" if result.device == "cpu" else ", which runs on the CPU"
+    print(f"x teacher: frames_64 over that of {REFERENCE}{here}.\n")
     headings = ("", "p50 ms", "p95 ms", "input", "weights", "file kB", "peak MiB", "MMACs", "reached")
     print_columns(headings, [_size_cells(row) for row in result.rows])
-    print("p50, p95: latency of frames_1. peak: rise of the process's memory, frames not counted. MMACs: of one frame.")
-    print(
-        f"Roofline: {result.device}'s matrix product reached {result.matmul_peak_gmacs:.1f} GMAC/s (float32, best of"
-        " all rounds); over its MACs that bounds a network's frames per second. reached: network_64 over that bound."
-    )
+    whose = "the process's" if result.device == "cpu" else "the device's"
+    print(f"p50, p95: latency of frames_1. peak: rise of {whose} memory. MMACs: of one frame.")
+    if result.matmul_peak_gmacs is not None:
+        print(
+            f"Roofline: this machine's matrix product reached {result.matmul_peak_gmacs:.1f} GMAC/s (float32, best"
+            " of all rounds); over its MACs that bounds a network's frames per second. reached: network_64 over it."
+        )
     for name, reason in result.missing.items():
         print(f"missing: {name}: {reason}")
 

@@ -159,8 +159,8 @@ def benchmark_captioning(
 
         shape = shape or DEFAULT_SHAPE
         progress(f"{shape}: making random weights")
-        with torch.device(device or torch.get_default_device()):
-            model, processor = create_shape(shape)
+        with torch.device(torch.get_default_device() if device is None else device):
+            model, processor = create_shape(shape, dtype)
         source = MODEL_SHAPES[shape].source
     options: dict[str, Any] = {"mode": "prune", "policy": policy, "device": device, "dtype": dtype}
     student = SaliencyCaptioner.from_pretrained(model, processor, saliency=STUDENT, keep_ratio=1.0, **options)

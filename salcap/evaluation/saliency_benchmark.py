@@ -57,10 +57,11 @@ class BenchmarkRow:
         parameters: None where they are not torch's.
         file_bytes: of the weights; None where there are none.
         peak_memory_mib: rise of the process's peak from before the backbone is made to after all measures; the frames
-            themselves not counted; on CUDA the device's peak. None where the system does not tell.
+            themselves not counted; on CUDA the device's, those that are there counted. None where the system does not
+            tell.
         macs: multiply-adds of convolutions and matrix products for one frame at the input size, BatchNorm and
             activations not counted; None where they are not torch's.
-        roofline_frames_per_second: the measured peak of this machine's matrix product over ``macs``.
+        roofline_frames_per_second: the measured peak of the CPU's matrix product over ``macs``; None elsewhere.
         roofline_share: of it, reached by "network_64".
         times_reference: measure -> times as fast as attention_center; None where that was not measured.
     """
@@ -82,12 +83,16 @@ class BenchmarkRow:
 
 @dataclass(frozen=True)
 class SaliencyBenchmark:
-    """All rows of a run, and what could not be run: name -> reason."""
+    """All rows of a run, and what could not be run: name -> reason.
+
+    Attributes:
+        matmul_peak_gmacs: of the CPU in float32; None on other devices, where networks run in other precisions too.
+    """
 
     device: str
     threads: int
     frame_size: tuple[int, int]
-    matmul_peak_gmacs: float
+    matmul_peak_gmacs: float | None
     rows: list[BenchmarkRow]
     missing: dict[str, str] = field(default_factory=dict)
 
@@ -101,7 +106,7 @@ class _Candidate:
     label: str
     saliency: str
     options: dict[str, Any]
-    device: str
+    device: torch.device
 
 
 def benchmark_saliency(
@@ -109,7 +114,7 @@ def benchmark_saliency(
     checkpoint: str | None = None,
     rounds: int = ROUNDS,
     progress: Callable[[str], object] = lambda line: None,
-    device: str | torch.device | None = None,
+    device: str | int | torch.device | None = None,
 ) -> SaliencyBenchmark:
     """Measure backbones; students once for each runtime. Nothing is downloaded.
 
@@ -119,13 +124,14 @@ def benchmark_saliency(
     Args:
         checkpoint: trained weights of the students in ``names``; None for those that come with salcap.
         progress: called with a line for each step.
-        device: where the networks run, by default the CPU; frames come from the CPU, as from a video.
+        device: where torch's networks run, by default the CPU; those of LiteRT and ONNX files stay there. Frames come
+            from the CPU, as from a video.
 
     Raises:
         ValueError: unknown names, no name, fewer than one round, or a device that is not here.
     """
     check_device(device)
-    device = str(device or "cpu")
+    device = torch.device("cpu" if device is None else device)
     if not names or rounds < 1:
         raise ValueError(f"expected at least one backbone and one round, got {list(names)} and {rounds}")
     for name in names:
@@ -149,14 +155,14 @@ def benchmark_saliency(
                 missing[label] = str(error)
                 workers.pop(label).close()
         times: dict[str, dict[str, list[float]]] = {label: {} for label in workers}
-        peak = _matmul_gmacs(device)
+        peak = _matmul_gmacs() if device.type == "cpu" else None
         for number in range(rounds):
             progress(f"round {number + 1} of {rounds}")
             for measure in MEASURES:
                 for label, worker in workers.items():
                     if measure in facts[label]["batch_of"]:
                         times[label].setdefault(measure, []).extend(_ask(worker, "measure", measure))
-            peak = max(peak, _matmul_gmacs(device))
+            peak = peak and max(peak, _matmul_gmacs())
         for label, worker in workers.items():
             facts[label] |= _ask(worker, "finish")
     finally:
@@ -168,7 +174,7 @@ def benchmark_saliency(
         for candidate in candidates
         if candidate.label in workers
     ]
-    return SaliencyBenchmark(device, threads, FRAME_SIZE, peak, rows, missing)
+    return SaliencyBenchmark(str(device), threads, FRAME_SIZE, peak, rows, missing)
 
 
 def count_macs(model: SaliencyModel, size: tuple[int, int]) -> int | None:
@@ -184,12 +190,12 @@ def count_macs(model: SaliencyModel, size: tuple[int, int]) -> int | None:
     return counter.get_total_flops() // 2
 
 
-def _candidates(name: str, checkpoint: str | None, device: str) -> list[_Candidate]:
+def _candidates(name: str, checkpoint: str | None, device: torch.device) -> list[_Candidate]:
     if name not in STUDENTS:
         return [_Candidate(name, name, {}, device)]
     options = {} if checkpoint is None else {"checkpoint": checkpoint}
     # elsewhere than on the CPU "auto" is a precision of its own, and the other runtimes do not run
-    runtimes = [r for r in RUNTIMES if r != "auto"] if device == "cpu" else ["auto", "torch"]
+    runtimes = [r for r in RUNTIMES if r != "auto"] if device.type == "cpu" else ["auto", "torch"]
     return [_Candidate(f"{name} [{r}]", name, {**options, "runtime": r}, device) for r in runtimes]
 
 
@@ -277,8 +283,8 @@ class _Backbone:
             self.model(pixels)
         else:
             self.model.predict(clip if measure == "clip_64" else frames, "native")
-        if self.model.device.type == "cuda":
-            torch.cuda.synchronize(self.model.device)
+        if self.model.device.type != "cpu":
+            torch.accelerator.synchronize(self.model.device)
         return time.perf_counter() - start
 
 
@@ -299,15 +305,13 @@ def _file_bytes(model: SaliencyModel) -> int | None:
     return len(save({name: weight.contiguous() for name, weight in model.state_dict().items()}))
 
 
-def _matmul_gmacs(device: str) -> float:
+def _matmul_gmacs() -> float:
     """Multiply-adds a second, in thousand millions, of the best of a few matrix products in float32."""
-    side = torch.rand(_MATMUL_SIDE, _MATMUL_SIDE, device=device)
+    side = torch.rand(_MATMUL_SIDE, _MATMUL_SIDE)
 
     def once() -> float:
         start = time.perf_counter()
         torch.mm(side, side)
-        if side.device.type == "cuda":
-            torch.cuda.synchronize(device)
         return time.perf_counter() - start
 
     return _MATMUL_SIDE**3 / min(once() for _ in range(6)) / 1e9
@@ -323,9 +327,9 @@ def _row(
     times: dict[str, list[float]],
     speeds: dict[str, float],
     all_speeds: dict[str, dict[str, float]],
-    peak_gmacs: float,
+    peak_gmacs: float | None,
 ) -> BenchmarkRow:
-    bound = peak_gmacs * 1e9 / facts["macs"] if facts["macs"] else None
+    bound = peak_gmacs * 1e9 / facts["macs"] if facts["macs"] and peak_gmacs else None
     reference = all_speeds.get(REFERENCE)
     return BenchmarkRow(
         name=candidate.label,

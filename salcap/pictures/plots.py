@@ -176,7 +176,9 @@ def _draw_speeds(figure: Any, found: dict[str, Any]) -> None:
     for number, speed in enumerate(speeds):
         axes.text(speed, number, f" {speed:,.1f}", va="center", fontsize=8)
     threads = _number(found, "threads")
-    axes.set_xlabel(f"frames of {height:g}x{width:g} per second, {threads:g} threads, median")
+    axes.set_xlabel(
+        f"frames of {height:g}x{width:g} per second, {found.get('device', 'cpu')}, {threads:g} threads, median"
+    )
 
 
 def _draw_stages(figure: Any, found: dict[str, Any]) -> None:
