@@ -175,10 +175,9 @@ def _draw_speeds(figure: Any, found: dict[str, Any]) -> None:
     axes.set_xscale("log")
     for number, speed in enumerate(speeds):
         axes.text(speed, number, f" {speed:,.1f}", va="center", fontsize=8)
-    threads = _number(found, "threads")
-    axes.set_xlabel(
-        f"frames of {height:g}x{width:g} per second, {found.get('device', 'cpu')}, {threads:g} threads, median"
-    )
+    device = found.get("device", "cpu")
+    where = f"{_number(found, 'threads'):g} threads" if device == "cpu" else device
+    axes.set_xlabel(f"frames of {height:g}x{width:g} per second, {where}, median")
 
 
 def _draw_stages(figure: Any, found: dict[str, Any]) -> None:
