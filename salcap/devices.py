@@ -1,4 +1,4 @@
-"""Which devices torch has here."""
+"""Which devices torch has here, and waiting for them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,14 @@ def check_device(device: str | int | torch.device | None) -> None:
         usable, words = False, shorten(str(error), 90)
     if not usable:
         raise ValueError(f"device {device!r} cannot be used ({words}); here are {', '.join(_devices())}")
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done what it was given, before a clock is read; kernels run behind the host."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def _devices() -> list[str]:

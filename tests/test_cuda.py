@@ -6,13 +6,13 @@ import json
 
 import pytest
 import tiny_models
-import tiny_multimodal
 import torch
+from test_inspection import FAMILIES
+from test_inspection import load as load_tiny
 from test_pipeline import SAMPLE
 from typer.testing import CliRunner
 
 import salcap
-from salcap.captioners import load_captioner
 from salcap.cli import app
 from salcap.evaluation.captioning_benchmark import benchmark_captioning
 from salcap.evaluation.saliency_benchmark import benchmark_saliency
@@ -21,8 +21,6 @@ from salcap.records import read_records
 from salcap.saliency.runtimes import FastUvaNet
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
-
-FAMILIES = {**tiny_models.FAMILIES, **tiny_multimodal.FAMILIES}
 
 
 def load(device: str = "cuda", **options):
@@ -35,8 +33,7 @@ def items(count: int) -> list[Item]:
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_every_family_passes_all_self_tests(family):
-    tiny = FAMILIES[family]()
-    found = salcap.inspect(load_captioner(tiny.model, tiny.processor, device="cuda"))
+    found = salcap.inspect(load_tiny(family, "cuda"))
     assert not {name: check.detail for name, check in found.checks.items() if check.passed is not True}
 
 
@@ -100,17 +97,8 @@ def test_the_saliency_benchmark_measures_both_precisions():
 
 
 def test_the_command_line_runs_there(tmp_path):
-    arguments = [
-        "caption",
-        str(SAMPLE),
-        "--device",
-        "cuda",
-        "--dtype",
-        "bfloat16",
-        "--output",
-        str(tmp_path / "a.jsonl"),
-    ]
-    result = CliRunner().invoke(app, arguments)
+    options = ["--device", "cuda", "--dtype", "bfloat16", "--output", str(tmp_path / "a.jsonl")]
+    result = CliRunner().invoke(app, ["caption", str(SAMPLE), *options])
     assert result.exit_code == 0, result.output
     assert json.loads((tmp_path / "a.jsonl").read_text().splitlines()[-1])["error"] is None
 

@@ -16,9 +16,9 @@ from salcap.cli import app
 FAMILIES = {**tiny_models.FAMILIES, **tiny_multimodal.FAMILIES}
 
 
-def load(family: str):
+def load(family: str, device: str = "cpu"):
     tiny = FAMILIES[family]()
-    return load_captioner(tiny.model, tiny.processor)
+    return load_captioner(tiny.model, tiny.processor, device=device)
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))

@@ -224,8 +224,9 @@ def test_a_runtime_that_is_not_installed_fails(checkpoints, monkeypatch, tmp_pat
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
-@pytest.mark.parametrize("runtime, tolerance", [("torch", 5e-3), ("auto", 0.05)])
-def test_cuda_gives_the_same_maps(student, plain, runtime, tolerance):
+@pytest.mark.parametrize("runtime, tolerance", [("torch", 1e-3), ("auto", 0.05)])
+def test_cuda_gives_the_same_maps(student, plain, runtime, tolerance, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # else convolutions round to 10 bits
     fast = student(runtime).to("cuda")
     for count in (1, 3, 8, 3):
         clip = draw_frames(count)

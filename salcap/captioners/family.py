@@ -25,6 +25,7 @@ from salcap.captioners.likelihood import PADDING, GivenCaptions, give_captions, 
 from salcap.captioners.preprocessing import FramePreprocessor
 from salcap.captioners.visual_tokens import ClipTokens
 from salcap.config import Weighting, build_dataclass
+from salcap.devices import synchronize
 from salcap.frames import Frames
 from salcap.seeding import content_seeds
 from salcap.weighting import relative_saliency
@@ -326,8 +327,7 @@ class CaptionerFamily(ABC):
 
     def now_ms(self) -> float:
         """The clock that stages are measured by."""
-        if self.model.device.type == "cuda":
-            torch.cuda.synchronize(self.model.device)  # kernels run behind the host: wait for what was timed
+        synchronize(self.model.device)
         return time.perf_counter() * 1000
 
     @contextmanager

@@ -67,8 +67,8 @@ def _print(result: SaliencyBenchmark) -> None:
     print(f"x teacher: frames_64 over that of {REFERENCE}{here}.\n")
     headings = ("", "p50 ms", "p95 ms", "input", "weights", "file kB", "peak MiB", "MMACs", "reached")
     print_columns(headings, [_size_cells(row) for row in result.rows])
-    whose = "the process's" if result.device == "cpu" else "the device's"
-    print(f"p50, p95: latency of frames_1. peak: rise of {whose} memory. MMACs: of one frame.")
+    memory = "rise of the process's memory, frames not counted" if result.device == "cpu" else "the device's memory"
+    print(f"p50, p95: latency of frames_1. peak: {memory}. MMACs: of one frame.")
     if result.matmul_peak_gmacs is not None:
         print(
             f"Roofline: this machine's matrix product reached {result.matmul_peak_gmacs:.1f} GMAC/s (float32, best"

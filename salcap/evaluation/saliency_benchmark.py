@@ -17,7 +17,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from salcap.config import check_choice
-from salcap.devices import check_device
+from salcap.devices import check_device, synchronize
 from salcap.evaluation.instruments import forget_peak_memory, memory_mib, percentiles
 from salcap.frames import Frames
 from salcap.saliency import SaliencyModel, create_saliency, list_saliency
@@ -283,8 +283,7 @@ class _Backbone:
             self.model(pixels)
         else:
             self.model.predict(clip if measure == "clip_64" else frames, "native")
-        if self.model.device.type != "cpu":
-            torch.accelerator.synchronize(self.model.device)
+        synchronize(self.model.device)
         return time.perf_counter() - start
 
 
