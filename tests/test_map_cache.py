@@ -249,7 +249,7 @@ def test_read_map_cache_fails_on_what_is_none(pictures, model, tmp_path):
     np.savez(folder / "y.npz", names=np.array(["a"]), maps=maps)
     with pytest.raises(ValueError, match="two maps of 'a'"):
         read_map_cache(folder)
-    np.savez(folder / "y.npz", names=np.array(["b"]), maps=maps.mT)
+    np.savez(folder / "y.npz", names=np.array(["b"]), maps=maps.swapaxes(1, 2))
     with pytest.raises(ValueError, match="several sizes"):
         read_map_cache(folder)
     np.savez(folder / "y.npz", names=np.array(["b"]), maps=maps.astype(float))

@@ -134,7 +134,7 @@ def _import_gradio() -> tuple[Any, list[Any]]:
         import gradio
         from starlette.middleware import Middleware
         from starlette.middleware.trustedhost import TrustedHostMiddleware
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise ImportError("the demo page needs gradio: pip install 'salcap[demo]'") from error
     return gradio, [Middleware(TrustedHostMiddleware, allowed_hosts=[*_OWN_HOSTS]), Middleware(OwnPagesOnly)]
 

@@ -15,12 +15,15 @@ from torch import nn
 from salcap import __version__
 from salcap.doctor import java_version, package_version
 
-_PACKAGES = ("torch", "transformers", "av", "numpy", "pycocoevalcap")
+_PACKAGES = ("transformers", "av", "numpy", "pycocoevalcap")
 
 
 def versions() -> dict[str, str | None]:
-    """Of salcap, Python, Java and the packages that decide captions and scores; None for what is not installed."""
-    packages = {name: package_version(name) for name in _PACKAGES}
+    """Of salcap, Python, Java and the packages that decide captions and scores; None for what is not installed.
+
+    torch's with its build, such as 2.13.0+cpu, which the package's own metadata may lack.
+    """
+    packages = {"torch": str(torch.__version__), **{name: package_version(name) for name in _PACKAGES}}
     return {"salcap": __version__, "python": sys.version.split()[0], **packages, "java": java_version()}
 
 

@@ -32,7 +32,7 @@ def draw_plot(source: Path, output: Path, overwrite: bool = False) -> Path:
     try:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise ImportError("plots need matplotlib: pip install 'salcap[plots]'") from error
     file = source / "log.jsonl" if source.is_dir() else source
     check_output(output, SUFFIXES, 1, overwrite, [file])

@@ -181,7 +181,7 @@ class _OnnxNetwork:
     def __init__(self, path: str, output_name: str | None, providers: tuple[str, ...]) -> None:
         try:
             import onnxruntime
-        except ImportError as error:
+        except ModuleNotFoundError as error:
             raise ImportError(f"{path} needs onnxruntime: pip install salcap[onnx]") from error
         if not Path(path).is_file():
             raise ValueError(f"no ONNX file {path}")

@@ -24,6 +24,7 @@ from salcap.saliency.uva_net import UvaNet
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 TOLERANCE = 1e-4  # of a log-density
+_MAX_COUNT = 2**31 - 1  # frames; torch 2.6 writes no clips where they have no limit
 _COUNTS = (3, 4, 17)  # frames of the check: other numbers than the one the network was traced with
 
 
@@ -93,7 +94,7 @@ def _write_openvino(model: UvaNet, path: Path, clips: bool) -> Network:
 def _write_torch(model: UvaNet, path: Path, clips: bool) -> Network:
     network = fold_for_inference(model, clips).float().cpu()
     inputs = example_inputs(model, clips)
-    frames = torch.export.Dim("frames", min=3 if clips else 1)
+    frames = torch.export.Dim("frames", min=3 if clips else 1, max=_MAX_COUNT)
     with torch.no_grad():
         program = torch.export.export(network, inputs, dynamic_shapes=({0: frames},) * len(inputs))
     torch.export.save(program, path)

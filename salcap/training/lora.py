@@ -21,7 +21,7 @@ def add_lora(model: Any, settings: LoraSettings) -> Any:
     try:
         from peft import LoraConfig
         from peft.tuners.lora import LoraModel
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise ImportError("lora needs peft: pip install 'salcap[lora]'") from error
     targets = settings.target_modules
     config = LoraConfig(

@@ -33,7 +33,7 @@ class LiteRtNetwork:
     ) -> None:
         try:
             from ai_edge_litert.interpreter import Interpreter
-        except ImportError as error:
+        except ModuleNotFoundError as error:
             raise ImportError(f"{path} needs ai-edge-litert: pip install salcap[litert]") from error
         self._arguments = (path, input_name, input_shape, output_name, output_shape)
         content = path.read_bytes()
