@@ -2,7 +2,8 @@
 # Builds sdist and wheel, checks them, installs the wheel into an environment of its own, and tries it there.
 #   usage: bash scripts/check_release.sh [lowest|highest]
 #   lowest        every dependency at its lower bound in pyproject.toml; highest (default): as new as pip finds
-#   TORCH         version of torch instead, such as 2.13.0; its CPU build is taken
+#   TORCH         version of torch instead, such as 2.13.0
+#   TORCH_BUILD   of that version: +cpu (default), or empty for the one on PyPI, CUDA's of some gigabytes
 #   TORCH_INDEX   where that is looked for if pip's own settings know none
 #   PYTHON        interpreter of the environments (default python3); they are deleted at the end
 set -euo pipefail
@@ -37,11 +38,12 @@ for name, bound in re.findall(r"^Requires-Dist: ([\w-]+)>=([\w.]+)$", metadata, 
 EOF
 if [ "$bound" = highest ]; then : >"$work/constraints.txt"; else grep -v '^torch==' "$work/lowest.txt" >"$work/constraints.txt"; fi
 if [ "$bound" = lowest ]; then torch="${TORCH:-$(sed -n 's/^torch==//p' "$work/lowest.txt")}"; else torch="${TORCH:-}"; fi
+build="${TORCH_BUILD-+cpu}"
 index="${TORCH_INDEX:-https://download.pytorch.org/whl/cpu}"
 install() { "$python" -m pip install --quiet --constraint "$work/constraints.txt" "$@"; }
-# the +cpu build of a version is not on PyPI, so that CUDA's is never taken for it
+# the +cpu build of a version is not on PyPI, so that CUDA's is never taken for it unasked
 if [ -n "$torch" ]; then
-    install "torch==$torch+cpu" 2>/dev/null || install "torch==$torch+cpu" --index-url "$index"
+    install "torch==$torch$build" 2>/dev/null || install "torch==$torch$build" --index-url "$index"
 else
     install torch --index-url "$index"
 fi
