@@ -203,12 +203,11 @@ def test_transformers_and_torchvision_are_imported_when_they_must_be(tmp_path):
         import sys
         import salcap.captioners
         assert not {{"transformers", "torchvision"}} & sys.modules.keys(), "before a captioner is loaded"
-        import transformers
         from test_captioners import make_clip, make_map
         captioner = salcap.captioners.load_captioner({folder!r})
         weighting = salcap.config.Weighting("scale+prune", keep_ratio=0.5)
         print(captioner.generate([make_clip(0)], [make_map(0)], weighting, max_new_tokens=2)[0].visual_tokens)
-        # transformers imports it by itself wherever it is installed
+        import transformers  # which imports torchvision itself wherever it is installed
         assert transformers.utils.is_torchvision_available() or "torchvision" not in sys.modules
         """
     )
