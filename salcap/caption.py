@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -78,3 +80,11 @@ class Caption:
         for name in ("frame_pts_seconds", "warnings"):
             values[name] = tuple(values[name])
         return cls(**{**values, "zoom_boxes": tuple(map(tuple, values["zoom_boxes"]))})
+
+
+@contextmanager
+def timed(timings: dict[str, float], stage: str) -> Iterator[None]:
+    """A context whose milliseconds are added to those of a stage."""
+    started = time.perf_counter()
+    yield
+    timings[stage] = timings.get(stage, 0.0) + (time.perf_counter() - started) * 1000

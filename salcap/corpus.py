@@ -175,7 +175,13 @@ def caption_corpus(
             found = [file.outcomes[name] for item in mine for name in file.windows.ids(item.id) or [item.id]]
     if parts == 1:
         return CorpusSummary(len(found), done, count_errors(found), output)
-    if not merge_records(files, output, [item.id for item in items]):
+    try:
+        merged = merge_records(files, output, [item.id for item in items])
+    except ValueError:  # another part's file is of other settings: of the run that is being overwritten
+        if not overwrite:
+            raise
+        merged = False
+    if not merged:
         return CorpusSummary(len(found), done, count_errors(found), None)
     found = [record["error_class"] for record in read_records(output)]
     return CorpusSummary(len(found), done, count_errors(found), output)

@@ -8,15 +8,17 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from salcap.records import as_text
+
 MANIFESTS = (".txt", ".jsonl", ".csv")
-COMPANIONS = (  # what lies beside videos, and is none
-    ".ass", ".csv", ".htm", ".html", ".ini", ".json", ".jsonl", ".log", ".md", ".nfo", ".parquet", ".part", ".pdf",
-    ".py", ".sh", ".srt", ".sub", ".tsv", ".txt", ".url", ".vtt", ".xml", ".yaml", ".yml", ".zip",
+COMPANIONS = (  # what lies beside videos, our own files too, and is none
+    ".ass", ".csv", ".htm", ".html", ".ini", ".json", ".jsonl", ".log", ".md", ".nfo", ".parquet", ".part", ".partial",
+    ".pdf", ".py", ".settings", ".sh", ".srt", ".sub", ".tsv", ".txt", ".url", ".vtt", ".xml", ".yaml", ".yml", ".zip",
 )  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -27,7 +29,8 @@ class Item:
     """One clip of a corpus.
 
     Attributes:
-        id: its name in the records; "": the path, with the clip's times as a media fragment (``a.mp4#t=5,10``).
+        id: its name in the records, see `as_text`; "": the path, with the clip's times as a media fragment
+            (``a.mp4#t=5,10``).
         start_seconds, end_seconds: the part of the video; None: from its start, to its end.
     """
 
@@ -41,9 +44,11 @@ class Item:
         if not 0 <= start < end:
             times = f"{self.start_seconds} to {self.end_seconds} s"
             raise ValueError(f"a clip must start at 0 s or later and end after its start, got {times}")
-        if not self.id:
+        name = self.id
+        if not name:
             ends = [f"{seconds:.10g}" if seconds else "" for seconds in (self.start_seconds, self.end_seconds)]
-            object.__setattr__(self, "id", f"{self.path}#t={','.join(ends).rstrip(',')}" if any(ends) else self.path)
+            name = f"{self.path}#t={','.join(ends).rstrip(',')}" if any(ends) else self.path
+        object.__setattr__(self, "id", as_text(name))
 
     @property
     def labels(self) -> dict[str, Any]:
@@ -59,12 +64,13 @@ def find_items(
 ) -> list[Item]:
     """Items of video files, folders, glob patterns (``**`` for any depth) and manifests.
 
-    Folders give the files right inside them, with ``recursive`` also those of folders below, by name and without
-    hidden ones; `COMPANIONS` are left out, and a warning says so. ``start_seconds`` and ``end_seconds`` are for items
-    that name no times of their own.
+    Folders give the files right inside them, with ``recursive`` also those of folders below, linked ones too, by name
+    and without hidden ones; `COMPANIONS` are left out, and a warning says so. ``start_seconds`` and ``end_seconds`` are
+    for items that name no times of their own.
 
     Raises:
         ValueError: a folder or pattern that holds no files, a wrong manifest, an id that comes twice.
+        OSError: a folder that cannot be read.
     """
     items: list[Item] = []
     for named in sources:
@@ -83,7 +89,7 @@ def find_items(
             items.append(Item(str(path) if "://" not in source else source))
     if start_seconds is not None or end_seconds is not None:
         items = [
-            Item(item.path, item.id if item.id != item.path else "", start_seconds, end_seconds)
+            Item(item.path, item.id if item.id != as_text(item.path) else "", start_seconds, end_seconds)
             if (item.start_seconds, item.end_seconds) == (None, None)
             else item
             for item in items
@@ -102,11 +108,7 @@ def check_unique(items: Sequence[Item]) -> list[Item]:
 
 
 def _files_in(folder: Path, recursive: bool) -> list[Path]:
-    paths = folder.rglob("*") if recursive else folder.iterdir()
-    hidden = len(folder.parts)
-    files = sorted(
-        path for path in paths if not path.is_dir() and not any(part.startswith(".") for part in path.parts[hidden:])
-    )
+    files = sorted(_walk(folder, recursive))
     if companions := [path.name for path in files if path.suffix.lower() in COMPANIONS]:
         log.warning(
             "left out of %s: %d files that are no videos by name, as %s", folder, len(companions), companions[0]
@@ -116,6 +118,18 @@ def _files_in(folder: Path, recursive: bool) -> list[Path]:
         below = "" if recursive or not any(folder.iterdir()) else " (those in folders below need --recursive)"
         raise ValueError(f"folder {folder} holds no videos{below}")
     return files
+
+
+def _walk(folder: Path, recursive: bool, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Files that are not hidden; not those of a link that leads back to a folder ``above``."""
+    above |= {folder.resolve()}
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if not path.is_dir():
+            yield path
+        elif recursive and path.resolve() not in above:
+            yield from _walk(path, recursive, above)
 
 
 def read_manifest(path: str | Path) -> list[Item]:
@@ -156,6 +170,7 @@ def _item(row: Any, folder: Path, where: str) -> Item:
         except (TypeError, ValueError):
             raise ValueError(f"{where}: {key} must be a number of seconds, got {value!r}") from None
     try:
-        return Item(name if "://" in name else str(folder / name), str(row.get("id") or ""), *times)
+        identity = row.get("id")
+        return Item(name if "://" in name else str(folder / name), "" if identity is None else str(identity), *times)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error

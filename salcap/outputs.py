@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import csv
+import filecmp
 import html
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-Record = dict[str, Any]
+from salcap.records import Record, as_text, read_records
 
 SUBTITLES = (".vtt", ".srt")
 COLUMNS = ("id", "path", "start_seconds", "end_seconds", "caption", "score", "error_class", "error")
@@ -118,8 +120,35 @@ def _parquet(records: Iterable[Record], path: Path) -> None:
     kinds = {name: arrow.string() for name in COLUMNS} | dict.fromkeys(
         ("start_seconds", "end_seconds", "score"), arrow.float64()
     )
-    rows = [{name: record.get(name) for name in COLUMNS} for record in records]
+    rows = [{name: to_arrow(record.get(name)) for name in COLUMNS} for record in records]
     parquet.write_table(arrow.Table.from_pylist(rows, arrow.schema(list(kinds.items()))), path)
+
+
+def check_export(path: Path, records: Path, overwrite: bool) -> bool:
+    """Whether an export that is there may be replaced: where it is what is made of a record file as it is now.
+
+    Raises:
+        ValueError: it is something else, and not to ``overwrite``.
+    """
+    if overwrite or not path.exists():
+        return overwrite
+    if records.exists() and path.suffix.lower() in EXPORTS:
+        with tempfile.TemporaryDirectory() as folder:
+            made = Path(folder) / path.name
+            try:
+                export_records(read_records(records), made)
+            except ValueError:  # no records, or a line that a kill cut off
+                made.touch()
+            if filecmp.cmp(made, path, shallow=False):
+                return True
+    raise ValueError(f"output {path} exists, and is not made of the records in {records}; name another, or delete it")
+
+
+def to_arrow(value: Any) -> Any:
+    """A value of a record as Arrow, whose strings are all Unicode, takes it."""
+    if isinstance(value, str):
+        return as_text(value)
+    return [to_arrow(each) for each in value] if isinstance(value, list) else value
 
 
 def import_pyarrow() -> tuple[Any, Any]:

@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
+from salcap.caption import Caption
 from salcap.saliency_captioner import SaliencyCaptioner
-from salcap.sources import is_video
+from salcap.sources import clip_source, is_video
 
 
 def pipeline(
@@ -68,7 +69,8 @@ class CaptionPipeline:
 
         Raises:
             TypeError: neither a video nor something that gives videos.
-            VideoDecodeError, ValueError: as `SaliencyCaptioner.caption`; of several only settings that fit none.
+            VideoDecodeError, ValueError: as `SaliencyCaptioner.caption`; of several only settings that fit none of the
+                first batch.
         """
         if is_video(videos):
             with _seeded(self.seed):
@@ -79,10 +81,29 @@ class CaptionPipeline:
         return list(records) if isinstance(videos, list | tuple) else records
 
     def _records(self, videos: Iterator[Any], batch_size: int, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        succeeded = False
         while batch := list(islice(videos, batch_size)):
-            with _seeded(self.seed):
-                captions = self.captioner.caption_batch(batch, **options)
+            try:
+                with _seeded(self.seed):
+                    captions = self.captioner.caption_batch(batch, **options)
+            except ValueError as error:
+                if not succeeded:
+                    raise
+                captions = [_failed(self.captioner, video, error, **options) for video in batch]
+            succeeded |= any(caption.error is None for caption in captions)
             yield from (caption.to_dict() for caption in captions)
+
+
+def _failed(
+    captioner: SaliencyCaptioner,
+    video: Any,
+    error: Exception,
+    start_seconds: float | None = None,
+    end_seconds: float | None = None,
+    frames: str = "uniform",
+    **_: Any,
+) -> Caption:
+    return captioner.failed(clip_source(video, start_seconds, end_seconds), error, frames)
 
 
 def _each(videos: Any) -> Iterator[Any]:

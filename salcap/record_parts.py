@@ -16,7 +16,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import fsspec
 
 from salcap.caption import Caption
-from salcap.outputs import import_pyarrow
+from salcap.outputs import import_pyarrow, to_arrow
 from salcap.records import Record, compare_settings, parse_records, to_line
 
 SUFFIXES = (".jsonl", ".parquet")
@@ -187,7 +187,7 @@ def _read_lines(files: Any, path: str, columns: list[str] | None) -> Iterator[Re
 
 def _to_parquet(records: Sequence[Record]) -> bytes:
     arrow, parquet = import_pyarrow()
-    rows = [json.loads(to_line(record)) for record in records]
+    rows = [{name: to_arrow(value) for name, value in json.loads(to_line(record)).items()} for record in records]
     buffer = io.BytesIO()
     parquet.write_table(arrow.Table.from_pylist(rows, _schema(arrow)), buffer)
     return buffer.getvalue()

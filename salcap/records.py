@@ -165,8 +165,13 @@ def parse_records(lines: Iterable[str], name: str | Path) -> Iterator[Record]:
 
 
 def to_line(record: Record) -> bytes:
-    """A record as a line of JSON, with its end of line; what is no Unicode is replaced."""
-    return (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "replace")
+    """A record as a line of JSON, with its end of line; of what is no Unicode it has JSON's escapes."""
+    return (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+
+
+def as_text(name: str) -> str:
+    """A file's name as any program can write it: bytes that are no UTF-8 are spelt out."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def merge_records(parts: Sequence[Path], path: Path, ids: Collection[str]) -> bool:

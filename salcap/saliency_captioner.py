@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from numbers import Integral
 from os import PathLike
@@ -15,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from salcap.caption import Caption
+from salcap.caption import Caption, timed
 from salcap.captioners.base import Captioner, GeneratedText
 from salcap.config import Weighting, check_choice, resolve_weighting
 from salcap.frames import Frames
@@ -123,8 +121,7 @@ class SaliencyCaptioner:
             allowed = sorted(captioner.modes - {"none"})
             raise ValueError(f"{captioner.name} looks at no saliency by default: give a mode of {allowed} too")
         backbone = check_registered_name(captioner.default_saliency) if saliency is None else saliency
-        if isinstance(backbone, str):
-            backbone = create_saliency(backbone)
+        backbone = create_saliency(backbone) if isinstance(backbone, str) else backbone
         return cls(captioner, backbone if device is None else backbone.to(device), weighting)
 
     def with_weighting(self, **options: Any) -> SaliencyCaptioner:
@@ -212,12 +209,24 @@ class SaliencyCaptioner:
 
         Raises:
             TypeError: one video, or a mapping.
-            ValueError: settings that fit no video.
+            ValueError: settings that fit none of the videos.
         """
         if is_video(videos) or isinstance(videos, Mapping):
             raise TypeError(f"caption_batch takes a list of videos, got {reprlib.repr(videos)}")
         clips = [clip_source(video, start_seconds, end_seconds) for video in videos]
-        return self._caption(clips, num_frames, frames, generation, raising=False)
+        try:
+            return self._caption(clips, num_frames, frames, generation, raising=False)
+        except ValueError:  # of the model; perhaps because of one of them
+            captions = [self._alone(clip, num_frames, frames, generation) for clip in clips] if len(clips) > 1 else []
+            if all(caption.error is not None for caption in captions):
+                raise
+            return captions
+
+    def _alone(self, clip: ClipSource, num_frames: int | None, frames: str, generation: dict[str, Any]) -> Caption:
+        try:
+            return self._caption([clip], num_frames, frames, generation, raising=True)[0]
+        except Exception as error:
+            return self.failed(clip, error, frames)
 
     def caption_windows(
         self,
@@ -289,7 +298,7 @@ class SaliencyCaptioner:
                 frames = self._read(source, num_frames, choice, timings)
                 log_density = None
                 if looks:
-                    with _timed(timings, "saliency_ms"):
+                    with timed(timings, "saliency_ms"):
                         log_density = self.saliency.predict(frames, size="native")
                 clip = _Clip(index, frames, log_density, timings)
                 clips.append(self._zoom(clip) if self.zooms else clip)
@@ -312,8 +321,7 @@ class SaliencyCaptioner:
 
     def resolve_num_frames(self, num_frames: int | None) -> int:
         """The number of frames asked for, or the default one; a ValueError where it fits no video."""
-        limit = self.captioner.max_frames
-        views = ""
+        limit, views = self.captioner.max_frames, ""
         if self.zooms and limit is not None:
             limit, views = limit // 2, f" in mode {self.weighting.mode!r}, which makes two views of each"
         if num_frames is None:
@@ -325,14 +333,14 @@ class SaliencyCaptioner:
 
     def _read(self, source: ClipSource, num_frames: int, choice: str, timings: dict[str, float]) -> Frames:
         def read(count: int, **options: Any) -> Frames:
-            with _timed(timings, "read_ms"):
+            with timed(timings, "read_ms"):
                 return source.read(count, **options)
 
         count, options = self.first_read(num_frames, choice)
         first = read(count, **options)
         if choice == "uniform":
             return first
-        with _timed(timings, "choose_ms"):
+        with timed(timings, "choose_ms"):
             maps = self.saliency.predict(first, size="native")
             chosen = choose_frames(first, maps, num_frames, first.clip_seconds if source.from_file else None)
         if not source.from_file or self.read_options:
@@ -343,7 +351,7 @@ class SaliencyCaptioner:
     def _zoom(self, clip: _Clip) -> _Clip:
         """The clip with two views of each frame, and a map for each of them."""
         assert clip.log_density is not None
-        with _timed(clip.timings, "zoom_ms"):
+        with timed(clip.timings, "zoom_ms"):
             views, maps, boxes = self.zoom_in(clip.frames, clip.log_density)
         return replace(clip, frames=views, log_density=maps, boxes=boxes)
 
@@ -390,10 +398,3 @@ class _Clip:
     log_density: Tensor | None
     timings: dict[str, float]
     boxes: Tensor | None = None
-
-
-@contextmanager
-def _timed(timings: dict[str, float], name: str) -> Iterator[None]:
-    started = time.perf_counter()
-    yield
-    timings[name] = timings.get(name, 0.0) + (time.perf_counter() - started) * 1000

@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from salcap.frames import Frames
 from salcap.video_info import VideoDecodeError, VideoLimits
@@ -22,7 +22,7 @@ def read_still(
     shortest_side: int | None = None,
     limits: VideoLimits | None = None,
 ) -> Frames:
-    """Read a photograph as `salcap.video.read_frames` reads a video, shown at 0 s.
+    """Read a photograph, upright, as `salcap.video.read_frames` reads a video, shown at 0 s.
 
     Raises:
         ValueError: more than one frame, or times, are asked for.
@@ -36,7 +36,7 @@ def read_still(
         if limits is not None and image.width * image.height > limits.max_pixels:
             most = f"at most {limits.max_pixels} are decoded (max_pixels)"
             raise VideoDecodeError(str(path), f"declares {image.width}x{image.height} pixels, {most}")
-        picture = image.convert("RGB")
+        picture = ImageOps.exif_transpose(_eight_bits(image)).convert("RGB")
     if shortest_side is not None:
         share = min(1.0, shortest_side / min(picture.size))
         size = (round(picture.height * share), round(picture.width * share))
@@ -44,3 +44,12 @@ def read_still(
         picture = picture.resize((size[1], size[0]), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
     return Frames(pixels[None].contiguous(), torch.zeros(1), str(path))
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits as one of 8, which Pillow would cut off at 255."""
+    if not image.mode.startswith("I"):
+        return image
+    grey = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    grey.getexif().update(image.getexif())
+    return grey

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+CLOCK_PLACES = 16  # of a file, where to look for a clock that starts over
 MAX_ERRORS = 1000  # in a row, then the rest of the file is given up
 SNAP_COST = 48  # frames: what costs less to decode is never moved to a keyframe
 SNAP_SHARE = Fraction(1, 4)  # of the interval between frames: the most that one is moved
@@ -62,7 +63,7 @@ class Timeline(ABC):
         step: ticks a frame lasts on average.
         delay: ticks from the first packet's decoding time to ``origin``.
         by_dts: frames carry no presentation times (AVI), they are told by the packets' decoding times and ``delay``.
-        counted: packets have no times at all (raw streams), frames are counted; there is no seeking then.
+        counted: packets have no times at all (raw streams), or wrong ones: frames are counted, and there is no seeking.
     """
 
     index: int
@@ -87,6 +88,10 @@ class Timeline(ABC):
         """Go to the keyframe (or frame) before ``ticks``, as well as the container can; False where it cannot."""
 
     @abstractmethod
+    def seek_byte(self, offset: int) -> bool:
+        """Go to the first packet after a place in the file; False where that cannot be done."""
+
+    @abstractmethod
     def is_keyframe(self, packet: Any) -> bool:
         """Whether decoding can start with the packet."""
 
@@ -103,7 +108,7 @@ class Timeline(ABC):
             if errors > MAX_ERRORS:
                 return
             for frame in frames or []:
-                ticks = frame.pts if frame.pts is not None else frame.dts
+                ticks = None if self.counted else frame.pts if frame.pts is not None else frame.dts
                 if ticks is None and previous is None:
                     return  # after a seek nothing tells where this is
                 previous = Fraction(ticks) if ticks is not None else previous + self.step  # type: ignore[operator]
@@ -155,6 +160,17 @@ class Timeline(ABC):
         self.end = max(ends[0], self.origin + 1)
         return max(ends)
 
+    def starts_over(self, num_bytes: int) -> bool:
+        """Whether times go back on the way through a file of so many bytes, as far as a few packets of it tell."""
+        latest = -math.inf
+        for place in range(CLOCK_PLACES):
+            if self.seek_byte(num_bytes * place // CLOCK_PLACES):
+                time = next((packet.dts for packet in self.packets(0) if packet.dts is not None), latest)
+                if time < latest:
+                    return True
+                latest = max(time, latest)
+        return False
+
     def _read_ends(self, max_errors: int = 0) -> tuple[Ticks, Ticks] | None:
         """Read on to the end of the file: the latest end of a packet of this stream, and of one of any other."""
         stamps, lengths, last = [], [], self.origin
@@ -186,7 +202,7 @@ class Timeline(ABC):
         """When each frame on screen between ``start`` and ``end`` came there, without decoding."""
         stamps = []
         for packet in self._packets_from(self.keyframe_before(math.floor(start))):
-            time = packet.pts if packet.dts is None else packet.dts
+            time = None if self.counted else packet.pts if packet.dts is None else packet.dts
             if time is not None and time >= end:  # later packets are shown later still
                 break
             if not packet.is_discard:

@@ -140,11 +140,13 @@ def stream_frames(
     end_seconds: float | None = None,
     *,
     size: tuple[int, int],
+    warnings: list[str] | None = None,
     limits: VideoLimits = DEFAULT_LIMITS,
 ) -> Iterator[tuple[float, np.ndarray]]:
     """Decode every frame of a clip, one in memory at a time: when it comes on screen, and (height, width, 3) uint8 RGB.
 
     Args, errors: as `salcap.video.read_frames`. Frames that do not decode are left out; all are turned as the first is.
+    ``warnings`` is a list that those of `Frames` are put into at the end.
     """
     with _Video(path, limits) as video:
         video.scale_to(size, None, 1)
@@ -153,6 +155,8 @@ def stream_frames(
         for timed in video.all_frames(start, end):
             for ticks, picture in video.read([timed], end).items():
                 yield video.seconds(ticks), picture
+        if warnings is not None:
+            warnings += video.warnings()
 
 
 class _Video(Timeline):
@@ -266,6 +270,9 @@ class _Video(Timeline):
             stated = int(Fraction(self.container.duration, av.time_base) / self.time_base)
         if kind == "avi" and stated is not None:  # FFmpeg guesses the duration of one that is cut, but not its frames
             stated = max(stated, math.floor(self.stream.frames * self.step))
+        if kind == "mpegts" and self.starts_over(self.container.size):
+            self.counted = True
+            self.notes.append("its clock starts over, as in joined files: times are those of frames at an even rate")
         last = self.find_end(stated)
         if self.seconds(self.end) > self.limits.max_seconds:
             length = f"{self.seconds(self.end):.0f} s long"
@@ -329,6 +336,13 @@ class _Video(Timeline):
             return False
         try:
             self.container.seek(ticks - self.delay if self.by_dts else ticks, stream=self.stream, any_frame=any_frame)
+        except FAILURES:
+            return False
+        return True
+
+    def seek_byte(self, offset: int) -> bool:
+        try:
+            self.container.seek(offset, unsupported_byte_offset=True)
         except FAILURES:
             return False
         return True

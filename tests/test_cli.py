@@ -299,6 +299,46 @@ def test_caption_goes_on_with_its_output_and_exports_it(folder, clips, tmp_path)
     assert len(out.read_text().splitlines()) == 4
 
 
+def test_the_same_command_makes_its_exports_again(folder, clips, tmp_path):
+    out, table, coco = (tmp_path / name for name in ("out.jsonl", "out.csv", "out.json"))
+    options = ("--model", folder, "--num-frames", 1, "--workers", 0, "--output", out, "--export", table)
+    assert run("caption", clips / "?.mp4", *options).exit_code == 0
+    made = table.read_bytes()
+    again = run("caption", clips / "?.mp4", *options, "--export", coco)
+    assert (again.exit_code, "2 of 2 videos were done before" in again.stderr) == (0, True)
+    assert (table.read_bytes(), len(json.loads(coco.read_text()))) == (made, 2)
+    assert run("caption", clips / "*.mp4", *options).exit_code == 1  # with one that fails
+    assert len(table.read_text().splitlines()) == 4
+    (clips / "list.mp4").unlink()
+    (clips / "list.mp4").symlink_to(SAMPLE)
+    assert run("caption", clips / "*.mp4", *options, "--retry-failed").exit_code == 0
+    assert "list.mp4" in table.read_text()
+    assert "VideoDecodeError" not in table.read_text()
+
+    records = out.read_bytes()
+    table.write_text("mine\n")
+    refused = run("caption", clips / "*.mp4", *options)
+    assert (refused.exit_code, "is not made of the records in" in " ".join(refused.stderr.split())) == (2, True)
+    assert (table.read_text(), out.read_bytes()) == ("mine\n", records)
+    assert run("caption", clips / "*.mp4", *options, "--overwrite").exit_code == 0
+    assert len(table.read_text().splitlines()) == 4
+
+
+def test_names_that_cannot_be_printed_end_no_run(folder, tmp_path):
+    """Nor does an output that lies among its videos become one of them."""
+    os.symlink(SAMPLE, os.fsencode(tmp_path) + b"/\xff.mp4")
+    (tmp_path / "a.mp4").symlink_to(SAMPLE)
+    options = ("--model", folder, "--num-frames", "1", "--workers", "0", "--output", tmp_path / "out.jsonl")
+    for part in (1, 2):
+        command = (sys.executable, "-m", "salcap", "caption", tmp_path, *options, "--shard", f"{part}/2")
+        strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+        done = subprocess.run(command, capture_output=True, env=strict, timeout=300)
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{tmp_path}/\\udcff.mp4\t".encode())
+    ids = [json.loads(line)["id"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert ids == [f"{tmp_path}/a.mp4", f"{tmp_path}/\\udcff.mp4"]
+
+
 def test_caption_in_windows_makes_one_list_of_cues(folder, clips, tmp_path):
     out, cues = tmp_path / "out.jsonl", tmp_path / "out.vtt"
     options = ("--model", folder, "--num-frames", 1, "--workers", 0, "--windows", 2.5)

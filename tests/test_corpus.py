@@ -11,6 +11,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import odd_readers
 import pytest
 import tiny_models
@@ -23,7 +24,7 @@ from salcap.datasets.captioned_videos import CaptionedItem, create_set
 from salcap.manifest import Item
 from salcap.records import read_records
 from salcap.stills import read_still
-from salcap.video import VideoDecodeError, VideoLimits
+from salcap.video import VideoDecodeError, VideoLimits, read_frames
 
 NAMES = [f"slow{number}.mp4" for number in range(30)]
 FAST = {"num_frames": 4, "max_new_tokens": 4, "num_workers": 0, "reader": odd_readers.read}
@@ -179,6 +180,18 @@ def test_a_photograph_is_a_clip_of_one_frame(tmp_path):
         read_still(path, limits=VideoLimits(max_pixels=1000))
 
 
+def test_a_photograph_is_upright_and_of_eight_bits(tmp_path):
+    ramp = np.linspace(0, 65535, 96 * 64).reshape(64, 96).astype(np.uint16)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be turned clockwise
+    for path, exif in ((tmp_path / "grey.png", Image.Exif()), (tmp_path / "turned.png", turned)):
+        Image.fromarray(ramp).save(path, exif=exif)
+        still, frames = read_still(path), read_frames(path, 1)
+        assert still.pixels.shape == frames.pixels.shape
+        assert (still.pixels.int() - frames.pixels.int()).abs().max() <= 1
+    assert still.pixels.shape == (1, 3, 96, 64)
+
+
 def test_a_reading_process_that_dies_or_hangs_costs_one_video(captioner, tmp_path):
     out = tmp_path / "out.jsonl"
     names = ["a.mp4", "die.mp4", "b.mp4", "hang.mp4", "c.mp4"]
@@ -284,6 +297,32 @@ def test_shards_make_the_records_of_one_run(captioner, tmp_path):
     assert captions(out) == captions(whole)
     assert list(captions(out)) == NAMES[:7]
     assert (tmp_path / "out.1-of-2.jsonl").exists()
+
+
+def test_a_shard_that_overwrites_waits_for_the_others(captioner, tmp_path):
+    out = tmp_path / "out.jsonl"
+    for part in (1, 2):
+        caption_corpus(captioner, NAMES[:4], out, shard=(part, 2), **FAST)
+    other = {**FAST, "num_frames": 2}
+    with pytest.raises(ValueError, match=r"other settings \(num_frames: 4, now 2\)"):
+        caption_corpus(captioner, NAMES[:4], out, shard=(1, 2), **other)
+    first = caption_corpus(captioner, NAMES[:4], out, shard=(1, 2), overwrite=True, **other)
+    assert (first.num_new, first.records) == (2, None)
+    second = caption_corpus(captioner, NAMES[:4], out, shard=(2, 2), overwrite=True, **other)
+    assert (second.num_items, second.num_new, second.records) == (4, 2, out)
+    assert {len(record["frame_pts_seconds"]) for record in read_records(out)} == {2}
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_names_that_are_no_text_are_found_again(captioner, tmp_path, parts):
+    out, names = tmp_path / "out.jsonl", ["a\udcff.mp4", "a\udcfe.mp4", "b.mp4"]
+    for _ in range(2):
+        runs = [caption_corpus(captioner, names, out, shard=(n, parts), **FAST) for n in range(1, parts + 1)]
+    assert (runs[-1].num_items, runs[-1].num_new, runs[-1].records) == (3, 0, out)
+    records = list(read_records(out))
+    assert [record["id"] for record in records] == ["a\\udcff.mp4", "a\\udcfe.mp4", "b.mp4"]
+    assert [record["path"] for record in records] == names
+    assert out.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

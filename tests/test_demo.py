@@ -12,6 +12,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,13 @@ def test_exports(columns, tmp_path):
         write_export(columns, EVERY, ".srt", tmp_path)
 
 
+def test_an_export_that_cannot_be_written_says_so(columns, models, tmp_path):
+    page = Page(pytest.importorskip("gradio"), tmp_path, models, (), (), ())
+    page.build()
+    named = [replace(column, caption=replace(column.caption, path=f"{'n' * 250}.mp4")) for column in columns]
+    assert "cannot write the file: File name too long" in page.export(named, "student", ".csv")[page.download]
+
+
 # --- command, server
 
 
@@ -216,12 +224,14 @@ def test_uploads_go_with_sigterm(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def address():
+def address(tmp_path_factory):
     pytest.importorskip("gradio")
+    folder = tmp_path_factory.mktemp("picks")
+    odd = make_video(folder / "odd.mp4", 36).rename(folder / "\udcff.mp4")  # a name that is no UTF-8
     with pytest.MonkeyPatch.context() as patch:
         for name, value in OPEN_DOORS.items():
             patch.setenv(name, value)
-        with serve([str(SAMPLE)], max_upload_mb=1) as address:
+        with serve([str(SAMPLE), str(odd)], max_upload_mb=1) as address:
             yield address
         assert {name: os.environ[name] for name in OPEN_DOORS} == OPEN_DOORS
 
@@ -329,5 +339,8 @@ def test_page_in_chromium(address, browser, unmodified, tmp_path):
     page.get_by_label("Or pick one").click()
     page.get_by_role("option", name="sample.mp4").click()
     page.get_by_text("6.00 s, 320 x 240, 24 frames a second, h264").wait_for()
+    page.get_by_label("Or pick one").click()
+    page.get_by_role("option", name="udcff.mp4").click()
+    page.get_by_text("1.50 s, 160 x 96, 24 frames a second, h264").wait_for()
     assert all(url.startswith((address, "data:", "blob:")) for url in requests)
     page.close()

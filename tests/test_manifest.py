@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,47 @@ def test_what_lies_beside_videos_is_left_out_of_a_folder_and_told(folder: Path, 
     assert find_items(["clips/a.srt"]) == [Item("clips/a.srt")]  # who names it means it
 
 
+def test_what_salcap_writes_beside_videos_is_none(folder: Path) -> None:
+    """Or the parts of a run would disagree on the list, once the first has begun."""
+    for name in ("out.jsonl", "out.jsonl.settings", "out.1-of-2.jsonl.settings", "out.csv.partial", "out.parquet"):
+        (folder / "clips" / name).touch()
+    assert [item.path for item in find_items(["clips"])] == ["clips/a.mp4", "clips/b.mp4"]
+
+
+def test_links_to_folders_are_followed_but_not_in_circles(folder: Path) -> None:
+    (folder / "elsewhere").mkdir()
+    (folder / "elsewhere" / "e.mp4").touch()
+    (folder / "clips" / "a-link").symlink_to(folder / "elsewhere")
+    (folder / "clips" / "below" / "up").symlink_to(folder / "clips")
+    (folder / "elsewhere" / "self").symlink_to(folder / "elsewhere")
+    names = ["a-link/e.mp4", "a.mp4", "b.mp4", "below/c.mkv"]
+    assert [item.path for item in find_items(["clips"], recursive=True)] == [f"clips/{name}" for name in names]
+
+
+def test_a_folder_that_cannot_be_read_fails(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = Path.iterdir
+
+    def iterdir(path: Path) -> Iterator[Path]:  # as for who may not, which root may
+        if path.name == "below":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    assert len(find_items(["clips"])) == 2
+    with pytest.raises(PermissionError, match="clips/below"):
+        find_items(["clips"], recursive=True)
+
+
+def test_an_id_is_text_whatever_a_files_name_is(folder: Path) -> None:
+    (folder / "clips" / "a.mp4").rename(folder / "clips" / "\udcff.mp4")
+    items = find_items(["clips"])
+    assert [(item.path, item.id) for item in items] == [
+        ("clips/b.mp4", "clips/b.mp4"),
+        ("clips/\udcff.mp4", "clips/\\udcff.mp4"),
+    ]
+    assert find_items(["clips"], start_seconds=1.0)[1].id == "clips/\\udcff.mp4#t=1"
+
+
 def test_a_file_whose_name_looks_like_a_pattern_is_itself(folder: Path) -> None:
     (folder / "a[1].mp4").touch()
     assert find_items(["a[1].mp4"]) == [Item("a[1].mp4")]
@@ -57,6 +99,8 @@ def test_manifests(folder: Path) -> None:
     assert expected[1].id == f"{clips / 'a.mp4'}#t=2,3.5"
     (clips / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert find_items([clips / "m.jsonl"]) == expected
+    (clips / "n.jsonl").write_text('{"path": "a.mp4", "id": 0}\n{"path": "b.mp4", "id": 1}\n')
+    assert [item.id for item in find_items([clips / "n.jsonl"])] == ["0", "1"]
     (clips / "m.csv").write_text("path,id,start_seconds,end_seconds\na.mp4,x,,\na.mp4,,2,3.5\n")
     assert find_items([clips / "m.csv"]) == expected
     assert find_items([clips / "m.csv"], start_seconds=1.0) == [Item(str(clips / "a.mp4"), "x", 1.0), expected[1]]

@@ -147,6 +147,33 @@ def test_a_part_starts_at_nought(uneven, tmp_path):
         assert container.duration / 1e6 == pytest.approx(0.7, abs=0.002)
 
 
+def test_a_part_that_starts_amid_a_frame_is_as_long_as_it_is(uneven, tmp_path):
+    drawing = draw_saliency(uneven, tmp_path / "part.mp4", Bright(), "heat", start_seconds=0.7, end_seconds=1.2)
+    frames = decoded(drawing.path)
+    assert [read_number(picture) for _, picture in frames] == [4, 5]
+    assert [time for time, _ in frames] == pytest.approx((0.0, 0.3), abs=1e-5)
+    with av.open(str(drawing.path)) as container:
+        assert container.duration / 1e6 == pytest.approx(0.5, abs=0.002)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".png"])
+def test_damage_is_told(tmp_path, suffix):
+    data = bytearray(make_video(tmp_path / "whole.mp4", 96, mux_options={"movflags": "faststart"}).read_bytes())
+    data[len(data) // 2 : len(data) * 3 // 4] = bytes(len(data) * 3 // 4 - len(data) // 2)
+    (tmp_path / "damaged.mp4").write_bytes(data)
+    drawing = draw_saliency(tmp_path / "damaged.mp4", tmp_path / f"out{suffix}", "center")
+    assert drawing.num_frames < 96
+    assert any(warning.startswith("damaged: ") for warning in drawing.warnings)
+
+
+def test_a_video_that_is_too_wide_for_mp4(tmp_path):
+    Image.new("RGB", (17000, 16)).save(tmp_path / "wide.png")
+    with pytest.raises(ValueError, match="at most 16384 pixels a side, got 17000x16"):
+        draw_saliency(tmp_path / "wide.png", tmp_path / "x.mp4", "center")
+    assert [path.name for path in tmp_path.iterdir()] == ["wide.png"]
+    assert draw_saliency(tmp_path / "wide.png", tmp_path / "x.png", "center").num_frames == 1
+
+
 @pytest.mark.parametrize(
     "size, expected, options",
     [

@@ -123,6 +123,18 @@ def test_several_videos_give_a_list_or_an_iterator(pipe: CaptionPipeline, tmp_pa
     assert pipe([]) == []
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_a_video_that_the_settings_do_not_fit_is_alone(tiny: tiny_models.Tiny, batch_size: int) -> None:
+    pipe = salcap.pipeline(tiny.model, tiny.processor, saliency="center", mode="prune", max_visual_tokens=2)
+    short, long = (np.zeros((length, 16, 24, 3), np.uint8) for length in (1, 3))
+    records = pipe([short, long, short], batch_size=batch_size, num_frames=3, max_new_tokens=4)
+    assert [record["error_class"] for record in records] == [None, "ValueError", None]
+    assert records[1]["caption"] is None
+    assert "max_visual_tokens" in records[1]["error"]
+    with pytest.raises(ValueError, match="max_visual_tokens"):
+        pipe([long, long], batch_size=batch_size, num_frames=3)
+
+
 def test_an_iterable_is_read_as_results_are_taken(pipe: CaptionPipeline) -> None:
     read: list[int] = []
 

@@ -18,7 +18,7 @@ from video_factory import ROOT, CountedVideo, draw_number, load_script, make_vid
 
 import salcap.video_reader
 from salcap.timeline import in_order
-from salcap.video import VideoDecodeError, probe, read_frames
+from salcap.video import VideoDecodeError, probe, read_frames, stream_frames
 
 FPS, TOTAL = 25, 50
 SCRIPT = load_script("make_hostile_folder")
@@ -92,6 +92,26 @@ def test_a_wrong_time_does_not_hide_the_frames_after_it(tmp_path: Path) -> None:
     frames = read_frames(tmp_path / "b.ts", 10)
     assert len(frames) == 10
     assert numbers(frames)[-1] > 40
+
+
+@pytest.mark.parametrize("lengths", [(50, 50), (80, 20), (20, 80)])
+def test_a_clock_that_starts_over_hides_no_frame(tmp_path: Path, lengths: tuple[int, int]) -> None:
+    parts = [make_video(tmp_path / f"{number}.ts", length, fps=FPS) for number, length in enumerate(lengths)]
+    for part in parts:
+        assert read_frames(part, 4).warnings == ()
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(b"".join(part.read_bytes() for part in parts))
+    warnings: list[str] = []
+    timed = list(stream_frames(joined, size=(96, 160), warnings=warnings))
+    assert [read_number(picture) for _, picture in timed] == [*range(lengths[0]), *range(lengths[1])]
+    assert [seconds for seconds, _ in timed] == pytest.approx([number / FPS for number in range(100)], abs=1e-3)
+    frames = read_frames(joined, 10)
+    assert frames.pts_seconds.tolist() == pytest.approx([0.2 + 0.4 * number for number in range(10)], abs=1e-3)
+    assert numbers(frames) == [number if number < lengths[0] else number - lengths[0] for number in range(5, 100, 10)]
+    assert numbers(read_frames(joined, 1, 3.6, 3.8)) == [92 - (lengths[0] if lengths[0] < 92 else 0)]
+    assert probe(joined).duration_seconds == pytest.approx(4.0, abs=1e-3)
+    for found in (frames.warnings, probe(joined).warnings, tuple(warnings)):
+        assert any("its clock starts over" in warning for warning in found)
 
 
 def too_big() -> bytes:

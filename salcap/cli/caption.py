@@ -100,7 +100,7 @@ def caption(
     """Caption videos; exit status 1 if any of them failed."""
     from salcap.corpus import caption_corpus
     from salcap.datasets.captioned_videos import CaptionedSet, describe_missing
-    from salcap.outputs import SUBTITLES, check_output, export_records
+    from salcap.outputs import SUBTITLES, check_export, check_output, export_records
     from salcap.records import read_records
 
     exports = export or []
@@ -117,9 +117,10 @@ def caption(
             check_output(output, (".jsonl", *SUBTITLES), num_items, overwrite, inputs)
         keeps = output is not None and output.suffix.lower() == ".jsonl"
         for path in exports:
-            check_output(path, (".csv", ".json", ".parquet", *SUBTITLES), num_items, overwrite, inputs)
-        if exports and not keeps:
-            raise ValueError(f"--export {exports[0]} is made of the records: give --output with a .jsonl file")
+            if output is None or not keeps:
+                raise ValueError(f"--export {path} is made of the records: give --output with a .jsonl file")
+            replaced = check_export(path, output, overwrite)
+            check_output(path, (".csv", ".json", ".parquet", *SUBTITLES), num_items, replaced, inputs)
 
         with ExitStack() as stack:
             advance: Any = None

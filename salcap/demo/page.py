@@ -16,6 +16,7 @@ from salcap.demo import view
 from salcap.demo.columns import EVERY, FORMATS, ROLES, Column, Settings, caption_column, open_clip, write_export
 from salcap.demo.models import Models
 from salcap.pictures.draw import draw_saliency, picture_size
+from salcap.records import as_text
 from salcap.saliency import list_saliency
 from salcap.video import VideoDecodeError, VideoInfo, probe, read_frames
 
@@ -53,7 +54,7 @@ class Page:
     ) -> None:
         self._gradio, self._folder, self._loaded = gradio, folder, loaded
         self._working, self._closing = threading.Lock(), False
-        self._videos = list(videos)
+        self._videos = {as_text(video): video for video in videos}
         self._models = list(dict.fromkeys((*BUNDLED, *models)))
         self._saliency = list(dict.fromkeys((*list_saliency(), *saliency)))
 
@@ -83,7 +84,7 @@ class Page:
         with gr.Group():
             self.upload = gr.File(label="Video", height=120)
             self.pick = gr.Dropdown(
-                self._videos, value=None, label="Or pick one", visible=bool(self._videos), filterable=False
+                list(self._videos), value=None, label="Or pick one", visible=bool(self._videos), filterable=False
             )
         self.facts = gr.HTML()
         self.run = gr.Button("Caption", variant="primary")
@@ -148,7 +149,8 @@ class Page:
         if video is None:
             return self._gradio.skip()
         try:
-            return {self.upload: shutil.copy(video, self._new_folder())}
+            source = Path(self._videos[video])
+            return {self.upload: str(shutil.copy(source, self._new_folder() / as_text(source.name)))}
         except OSError as error:
             return {self.status: view.alarm(f"{video}: {error.strerror or error}")}
 
@@ -225,6 +227,8 @@ class Page:
             path = write_export(columns, role, suffix, self._new_folder())
         except (ValueError, ImportError) as error:
             return {self.download: view.alarm(str(error))}
+        except OSError as error:
+            return {self.download: view.alarm(f"cannot write the file: {error.strerror or error}")}
         return {self.download: view.download(path)}
 
     def _new_folder(self) -> Path:

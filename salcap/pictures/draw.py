@@ -102,7 +102,9 @@ def draw_saliency(
             _sheet(painter, frames, info).image.save(partial, "PNG", optimize=True)
             drawn = len(times), times[0], frames.clip_seconds[1] if frames.clip_seconds else times[-1], frames.warnings
         else:
-            drawn = (*_write_video(partial, painter, source, info, clip, progress), info.warnings)
+            warnings: list[str] = []
+            span = _write_video(partial, painter, source, info, clip, warnings, progress)
+            drawn = (*span, tuple(warnings))
     return Drawing(output, *drawn)
 
 
@@ -155,43 +157,46 @@ def _write_video(
     source: VideoPath,
     info: VideoInfo,
     clip: dict[str, Any],
+    warnings: list[str],
     progress: Progress | None,
 ) -> tuple[int, float, float]:
     """Returns the number of frames, the time of the first one, and when the last one goes."""
     height, width = picture_size(info, _VIDEO_SIDE)
     size = height + height % 2, width + width % 2  # yuv420p halves both
     first, last, count = None, 0.0, 0
-    end = min(info.duration_seconds, clip["end_seconds"] or info.duration_seconds)
+    start, end = clip["start_seconds"] or 0.0, min(info.duration_seconds, clip["end_seconds"] or info.duration_seconds)
     known: list[Timed] = []
     with VideoWriter(path, size) as writer:
-        for part in _parts(_stream(painter, source, info, size, clip), painter.part):
+        for part in _parts(_stream(painter, source, info, size, clip, warnings), painter.part):
             seen = [*known, *((seconds, pixels) for seconds, _, pixels in part)]
             brushes = painter.look(_frames(seen, info.path), size)[len(known) :]
             for (seconds, picture, _), brush in zip(part, brushes, strict=True):
                 if first is None:
                     first, last = seconds, seconds
-                writer.write(brush(picture), seconds - (first if clip["start_seconds"] else 0.0))
+                writer.write(brush(picture), max(seconds - start, 0.0))  # the first may have been there before
             known = seen[-painter.context :] if painter.context else []
             count += len(part)
             if progress is not None:
-                progress(part[-1][0] - last, end - (clip["start_seconds"] or 0.0))
+                progress(part[-1][0] - last, end - start)
             last = part[-1][0]
         if first is None:
             raise VideoDecodeError(info.path, "no frame of the clip could be decoded")
-        writer.finish(end - (first if clip["start_seconds"] else 0.0))
+        writer.finish(end - start)
     return count, first, end
 
 
 def _stream(
-    painter: Painter, source: VideoPath, info: VideoInfo, size: Size, clip: dict[str, Any]
+    painter: Painter, source: VideoPath, info: VideoInfo, size: Size, clip: dict[str, Any], warnings: list[str]
 ) -> Iterator[tuple[float, np.ndarray, np.ndarray]]:
     """Each frame's time, its picture, and the pixels that the painter looks at."""
     seen_size = painter.seen_size((info.height, info.width))
     if seen_size is None:
-        for seconds, picture in stream_frames(source, size=size, **clip):
+        for seconds, picture in stream_frames(source, size=size, warnings=warnings, **clip):
             yield seconds, picture, picture
         return
-    pictures, pixels = (stream_frames(_reopened(source, info.path), size=each, **clip) for each in (size, seen_size))
+    first, second = (_reopened(source, info.path) for _ in range(2))
+    pictures = stream_frames(first, size=size, warnings=warnings, **clip)
+    pixels = stream_frames(second, size=seen_size, **clip)
     for (seconds, picture), (_, seen) in zip(pictures, pixels, strict=True):
         yield seconds, picture, seen
 

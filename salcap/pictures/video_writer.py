@@ -8,6 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 
+MAX_SIDE = 16_384  # pixels: libx264's
 _TIME_BASE = Fraction(1, 90_000)  # times are kept to 6 millionths of a second
 _OPTIONS = {"crf": "20", "preset": "veryfast", "bf": "0"}  # without B-frames packets come in the order shown
 _BT601, _LIMITED = 6, 1  # FFmpeg's AVCOL_SPC_SMPTE170M and AVCOL_RANGE_MPEG: what swscale makes of RGB
@@ -18,9 +19,14 @@ class VideoWriter:
 
     Args:
         size: (height, width), both even.
+
+    Raises:
+        ValueError: a side that is too long.
     """
 
     def __init__(self, path: Path, size: tuple[int, int]) -> None:
+        if max(size) > MAX_SIDE:
+            raise ValueError(f"an mp4 has at most {MAX_SIDE} pixels a side, got {size[1]}x{size[0]}; a .png has any")
         # brought to the front at the end, the index lets a page play before all is loaded
         self._container = av.open(str(path), "w", format="mp4", options={"movflags": "faststart"})
         self._stream = self._container.add_stream("libx264", rate=30, options=_OPTIONS)
