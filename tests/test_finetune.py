@@ -359,6 +359,15 @@ def test_data_and_captioners_that_do_not_fit_are_refused(settings, clips, tmp_pa
     ):
         FineTuner(replace(settings, train=source))
     assert len(FineTuner(replace(settings, train=replace(source, allow_missing=True))).clips.items) == 6
+    for name, rows, message in (
+        ("one", [["w1"]], "CIDEr .* needs 2 clips or more, got 1"),
+        ("wordless", [["."], ["!"]], "no reference holds a word"),
+    ):
+        video = next(clips.glob("*.mp4")).name
+        lines = [json.dumps({"video": video, "id": str(n), "captions": each}) for n, each in enumerate(rows)]
+        (clips / f"{name}.jsonl").write_text("\n".join(lines))
+        with pytest.raises(ValueError, match=f"validation: {message}"):
+            FineTuner(replace(settings, validation=ClipSource("videos", str(clips / f"{name}.jsonl"))))
 
     class Old(finetune.load_captioner(settings.captioner).__class__):  # type: ignore[misc]
         def write(self, batch: Any, inputs: Any, generation: Any) -> Any:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from salcap.captioners import load_captioner
 from salcap.captioners.likelihood import GivenCaptions
 from salcap.config import Weighting
-from salcap.evaluation.captions import score_captions
+from salcap.evaluation.captions import score_report
 from salcap.frames import Frames
 from salcap.optimisation import Means, cosine_schedule, draw_batch, learnt_values, put_values, write_checkpoint
 from salcap.saliency import create_saliency
@@ -79,6 +79,7 @@ class FineTuner:
         self.validation = None
         if settings.validation is not None:
             self.validation = CaptionedClips(settings.validation, self.pipeline, settings.num_frames, readers)
+            self._cider({str(index): item.captions[0] for index, item in enumerate(self.validation.items)})
         self.steps_per_epoch = math.ceil(len(self.clips.items) / settings.batch_size)
 
     def run(self) -> Path:
@@ -130,12 +131,16 @@ class FineTuner:
                     frames, maps = choose_few(frames, maps, self.settings.see_little)
                 texts = self.captioner.generate(frames, maps, self.pipeline.weighting, **limits)
                 said += [(index, text.text) for index, text in zip(indices, texts, strict=True)]
-        candidates = {str(index): text for index, text in gather_object(said)}
+        return round(self._cider({str(index): text for index, text in gather_object(said)}), 6)
+
+    def _cider(self, candidates: dict[str, str]) -> float:
+        """Of captions of validation clips, by their places; without Java, so that runs stop at one epoch everywhere."""
+        assert self.validation is not None
         references = {key: self.validation.items[int(key)].captions for key in candidates}
-        # without Java, so that a run stops at the same epoch everywhere
-        cider = score_captions(references, candidates, ("cider",), tokenizer="python")["cider"]
-        assert cider is not None
-        return round(cider, 6)
+        report = score_report(references, candidates, ("cider",), tokenizer="python")
+        if (cider := report.scores["cider"]) is None:
+            raise ValueError(f"validation: {report.reasons['cider']}")
+        return cider
 
     def save(self, folder: Path) -> None:
         """Write the captioner, adapters merged, with what brings its backbone, weighting and gain back as defaults."""
