@@ -90,10 +90,14 @@ def evaluate(
         bool, typer.Option("--allow-missing", help="Score what there is; the result is marked as partial.")
     ] = False,
     human: Annotated[bool, typer.Option("--human", help="Saliency: half of the observers as one more row.")] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first items; the result is partial.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first items; a receipt says partial.")] = None,
     device: Device = None,
     output: Annotated[
-        Path | None, typer.Option(help="Write the receipt (JSON; see salcap verify); killed, the same command goes on.")
+        Path | None,
+        typer.Option(
+            help="Write the receipt (JSON; see salcap verify); killed, the same command goes on. Saliency: JSON of each"
+            " row as it comes."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -116,11 +120,12 @@ def evaluate(
     policies = policy.split(",") if policy else [None]
     with wrong_use():
         ratios = [float(ratio) for ratio in keep_ratio.split(",")] if keep_ratio else [None]
+        least = min((ratio for ratio in ratios if ratio is not None), default=None)  # one below 1 makes prune a default
         items = load_captioned_set(dataset, root, split, untrimmed=untrimmed).first(limit)
         if items.missing and not allow_missing:
             fail(f"{describe_missing(items.missing, items)}. --allow-missing scores the rest, and marks the result")
         captioner = load_captioner(
-            model, revision, saliency, mode, policies[0], ratios[0], max_visual_tokens, min_keep, zoom, device
+            model, revision, saliency, mode, policies[0], least, max_visual_tokens, min_keep, zoom, device
         )
         arms = [
             captioner.with_weighting(policy=name, keep_ratio=ratio, max_visual_tokens=max_visual_tokens)

@@ -34,6 +34,7 @@ def run(
 ) -> None:
     """Score each backbone, then people; one JSON line or one row of a table each."""
     from salcap.evaluation.saliency import SaliencyEvaluation, evaluate_human, evaluate_saliency, load_gaze
+    from salcap.outputs import whole_file
     from salcap.saliency import create_saliency
     from salcap.video import VideoDecodeError
 
@@ -42,6 +43,8 @@ def run(
     with wrong_use():
         items, split = load_gaze(dataset, root, split)
         items = items[:limit]
+        if not items:
+            raise ValueError(f"{dataset}, split {split}: no items in {root}")
         models = [create_saliency(name) for name in saliency.split(",")] if saliency else []
         for item in items if human else ():
             item.halves()  # a set that pools its observers is refused before the backbones have run
@@ -60,7 +63,8 @@ def run(
         if as_json:
             print(json.dumps(rows[-1].to_dict(per_item=False)), flush=True)
         if output is not None:  # after every row: a stop later loses none of them
-            output.write_text(json.dumps([row.to_dict() for row in rows], indent=1), encoding="utf-8")
+            with whole_file(output) as partial:
+                partial.write_text(json.dumps([row.to_dict() for row in rows], indent=1), encoding="utf-8")
     if not as_json:
         cells = [(row.saliency, *(_number(row.scores[name]) for name in _HEADINGS)) for row in rows]
         say(f"{dataset}, split {split}, {len(items)} items")

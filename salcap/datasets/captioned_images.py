@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+
+from salcap.datasets.captioned_videos import check_captions, check_path, read_json_lines
 
 
 @dataclass(frozen=True)
@@ -30,16 +30,16 @@ def load_captioned_images(root: str | Path, split: str | None = None) -> list[Ca
 
     Raises:
         FileNotFoundError: no ``captions.jsonl`` there, or an image of it is missing.
-        ValueError: the split does not occur.
+        ValueError: a line of another form, or the split does not occur.
     """
     root, lines = Path(root), _read_index(root)
     found = list_splits(root)
     if split is not None and split not in found:
         raise ValueError(f"{root / 'captions.jsonl'} has no split {split!r}; it has {found}")
     items = [
-        CaptionedImage(line["image"], root / "images" / line["image"], tuple(line["captions"]))
-        for line in lines
-        if split is None or line.get("split") == split
+        CaptionedImage(image, root / "images" / image, captions)
+        for name, image, captions in lines
+        if split is None or name == split
     ]
     missing = [item.image_id for item in items if not item.path.is_file()]
     if missing:
@@ -51,14 +51,24 @@ def load_captioned_images(root: str | Path, split: str | None = None) -> list[Ca
 
 def list_splits(root: str | Path) -> list[str]:
     """The splits that ``root/captions.jsonl`` names, sorted; empty where it names none."""
-    return sorted({line["split"] for line in _read_index(root) if "split" in line})
+    return sorted({name for name, _, _ in _read_index(root) if name is not None})
 
 
-def _read_index(root: str | Path) -> list[dict[str, Any]]:
+def _read_index(root: str | Path) -> list[tuple[str | None, str, tuple[str, ...]]]:
+    """Split, image and captions of each line."""
     index = Path(root) / "captions.jsonl"
     if not index.is_file():
         raise FileNotFoundError(f"{root} holds no captions.jsonl; expected captions.jsonl beside a folder images")
-    return [json.loads(line) for line in index.read_text(encoding="utf-8").splitlines() if line.strip()]
+    found = []
+    for where, line in read_json_lines(index):
+        if not isinstance(line, dict) or not {"image", "captions"} <= line.keys():
+            raise ValueError(f"{where}: expected the keys image and captions, and maybe split, got {line!r}")
+        split = line.get("split")
+        if not isinstance(split, str | None):
+            raise ValueError(f"{where}: split must be a name, got {split!r}")
+        image = check_path(line["image"], "image", Path(root) / "images", where)
+        found.append((split, image, check_captions(line["captions"], where)))
+    return found
 
 
 def iter_density_maps(folder: str | Path) -> Iterator[tuple[str, np.ndarray]]:

@@ -7,9 +7,9 @@ import hashlib
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from salcap.config import check_choice
@@ -57,6 +57,7 @@ class CaptionedSet:
     Attributes:
         items: all of the split, or its first ones, those that are missing included.
         sha256: `split_sha256` of the whole split.
+        times_sha256: hash of its clips' times.
         num_in_split: items of the whole split.
         stills: whether the files are photographs, each a clip of one frame.
         untrimmed: whether the files are taken for the uncut sources, of which each clip is a part.
@@ -66,6 +67,7 @@ class CaptionedSet:
     split: str | None
     items: tuple[CaptionedItem, ...]
     sha256: str
+    times_sha256: str
     num_in_split: int
     stills: bool = False
     untrimmed: bool = False
@@ -110,7 +112,9 @@ def create_set(
         raise ValueError(f"{name}: the captions of {odd[0].id!r} must be strings, got {odd[0].captions}")
     if double := [key for key, count in Counter(item.id for item in items).items() if count > 1]:
         raise ValueError(f"{name}, split {split}: {len(double)} ids stand for several items: {double[:3]}")
-    return CaptionedSet(name, split, items, split_sha256(items), len(items), stills, untrimmed)
+    times = json.dumps(sorted((item.id, item.start_seconds, item.end_seconds) for item in items)).encode()
+    hashes = split_sha256(items), hashlib.sha256(times).hexdigest()
+    return CaptionedSet(name, split, items, *hashes, len(items), stills, untrimmed)
 
 
 def describe_missing(missing: Mapping[str, str], dataset: CaptionedSet) -> str:
@@ -131,6 +135,30 @@ def captions_sha256(captions: Mapping[str, Any]) -> str:
     # a lone surrogate, which JSON files may hold, has no UTF-8
     text = json.dumps(pairs, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def check_captions(captions: Any, where: str) -> tuple[str, ...]:
+    """The captions of one clip.
+
+    Raises:
+        ValueError: no list of strings.
+    """
+    if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
+        raise ValueError(f"{where}: captions must be a list of strings, got {captions!r}")
+    return tuple(captions)
+
+
+def check_path(path: Any, kind: str, folder: Path, where: str) -> str:
+    """A path that may be joined to a folder.
+
+    Raises:
+        ValueError: no text, or one that leads out of the folder.
+    """
+    windows = PureWindowsPath(path if isinstance(path, str) else "")  # splits at both kinds of separators
+    leads_out = ".." in windows.parts or bool(windows.anchor)
+    if not isinstance(path, str) or not path or leads_out or PurePosixPath(path).is_absolute() or "\0" in path:
+        raise ValueError(f"{where}: {kind} must be a path inside {folder}, got {path!r}")
+    return path
 
 
 def check_split(dataset: str, split: str | None, allowed: Sequence[str]) -> str:
@@ -190,6 +218,21 @@ def read_text(path: Path) -> str:
         return (gzip.decompress(raw) if raw.startswith(b"\x1f\x8b") else raw).decode("utf-8-sig")
     except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} cannot be read as text: {error}") from error
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """Where in a file each line of JSON stands, for messages, and what it holds; empty lines are passed over.
+
+    Raises:
+        ValueError: a line that is not JSON, or as `read_text`.
+    """
+    for number, text in enumerate(read_text(path).split("\n"), 1):  # a caption may hold other ends of lines
+        if text.strip():
+            where = f"{path}, line {number}"
+            try:
+                yield where, json.loads(text)
+            except ValueError as error:
+                raise ValueError(f"{where} is not JSON: {error}") from error
 
 
 def read_json(path: Path) -> Any:

@@ -38,7 +38,7 @@ class FixationItem:
     @property
     def fixations(self) -> np.ndarray:
         """(n, 2) fixations of all observers in pixels of the original."""
-        return np.concatenate(self.subjects)
+        return np.concatenate((np.empty((0, 2)), *self.subjects))
 
     def fixations_in(self, width: float, height: float) -> np.ndarray:
         """(n, 2) fixations of all observers in pixels of a map of this size; those outside the image are dropped."""

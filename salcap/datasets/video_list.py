@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from salcap.config import check_choice
-from salcap.datasets.captioned_videos import CaptionedItem, CaptionedSet, create_set
+from salcap.datasets.captioned_videos import (
+    CaptionedItem,
+    CaptionedSet,
+    check_captions,
+    check_path,
+    create_set,
+    read_json_lines,
+)
 
 _REQUIRED, _OPTIONAL = {"video", "captions"}, {"id", "start", "end", "split"}
 
@@ -29,38 +35,36 @@ def load_video_list(root: str | Path, split: str | None = None) -> CaptionedSet:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; expected JSON lines with video and captions")
     lines = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if text.strip():
-            lines.append(_read_line(text, path.parent, f"{path}, line {number}"))
+    for where, line in read_json_lines(path):
+        lines.append(_read_line(line, path.parent, where))
     if split is not None:
         check_choice(f"split of {path}", split, sorted({name for name, _ in lines if name is not None}))
     return create_set("videos", split, [item for name, item in lines if split is None or name == split])
 
 
-def _read_line(text: str, folder: Path, where: str) -> tuple[str | None, CaptionedItem]:
+def _read_line(line: Any, folder: Path, where: str) -> tuple[str | None, CaptionedItem]:
     """The line's split and item."""
-    try:
-        line: Any = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{where} is not JSON: {error}") from error
     keys = line.keys() if isinstance(line, dict) else set()
     if not keys >= _REQUIRED or keys - _REQUIRED - _OPTIONAL:
         expected = f"{sorted(_REQUIRED)} and maybe {sorted(_OPTIONAL)}"
-        raise ValueError(f"{where}: expected the keys {expected}, got {sorted(keys) or text}")
-    video, captions = line["video"], line["captions"]
-    if not isinstance(video, str) or not video or _leads_out(video):
-        raise ValueError(f"{where}: video must be a path inside {folder}, got {video!r}")
-    if not isinstance(captions, list) or not captions or not all(isinstance(text, str) for text in captions):
-        raise ValueError(f"{where}: captions must be a list of strings, got {captions!r}")
-    times = [line.get("start"), line.get("end")]
-    if any(isinstance(time, bool) or not isinstance(time, (int, float, type(None))) for time in times):
-        raise ValueError(f"{where}: start and end must be seconds, got {times}")
-    start, end = (None if time is None else float(time) for time in times)
-    file = folder / video
-    item = CaptionedItem(str(line.get("id", video)), file if file.is_file() else None, tuple(captions), start, end)
-    return line.get("split"), item
+        raise ValueError(f"{where}: expected the keys {expected}, got {sorted(keys) or line}")
+    video = check_path(line["video"], "video", folder, where)
+    captions = check_captions(line["captions"], where)
+    if not captions:
+        raise ValueError(f"{where}: captions must be a list of strings, got {line['captions']!r}")
+    split = line.get("split")
+    if not isinstance(split, str | None):
+        raise ValueError(f"{where}: split must be a name, got {split!r}")
+    start, end = (_seconds(line.get(name), name, where) for name in ("start", "end"))
+    file, identity = folder / video, line.get("id")
+    name = video if identity is None else str(identity)
+    return split, CaptionedItem(name, file if file.is_file() else None, captions, start, end)
 
 
-def _leads_out(path: str) -> bool:
-    windows = PureWindowsPath(path)  # splits at both kinds of separators
-    return ".." in windows.parts or bool(windows.anchor) or PurePosixPath(path).is_absolute() or "\0" in path
+def _seconds(value: Any, name: str, where: str) -> float | None:
+    if value is None:
+        return None
+    number = not isinstance(value, bool) and isinstance(value, int | float)
+    if not number or not -1e9 < value < 1e9:  # nor NaN
+        raise ValueError(f"{where}: {name} must be seconds, got {value!r}")
+    return float(value)

@@ -16,24 +16,25 @@ FAITHFULNESS = "faithfulness.jsonl"
 
 @contextmanager
 def arm_records(
-    folder: str | Path, runs: Mapping[Arm, RunSettings]
+    folder: str | Path, runs: Mapping[Arm, RunSettings], times_sha256: str
 ) -> Iterator[tuple[dict[Arm, RecordFile], RecordFile]]:
     """Files of records: of each arm ("00-none.jsonl"), and of the clips on which faithfulness was measured.
 
     Args:
         folder: made where it does not exist.
         runs: the settings of each arm.
+        times_sha256: of the clips.
 
     Raises:
         ValueError: the folder holds the records of a comparison of other arms, or under other settings.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    names = {"arms": [arm.name for arm in runs]}
+    shared = {"arms": [arm.name for arm in runs], "times_sha256": times_sha256}
     with ExitStack() as stack:
 
         def opened(name: str, run: RunSettings) -> RecordFile:
-            return stack.enter_context(RecordFile(folder / name, {**names, **vars(run)}, retry_failed=True))
+            return stack.enter_context(RecordFile(folder / name, {**shared, **vars(run)}, retry_failed=True))
 
         files = {arm: opened(_file_name(number, arm), run) for number, (arm, run) in enumerate(runs.items())}
         yield files, opened(FAITHFULNESS, runs[NONE])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 DRAWS = 2000
+NOISE = 1e-9  # what a score may differ by for reasons of arithmetic: BLEU adds 1e-15 to counts of nothing
 _DRAWS_A_PART = 200
 
 
@@ -17,7 +18,7 @@ class Difference:
 
     Attributes:
         value: on all items.
-        low, high: ends of the 95 % interval over the draws.
+        low, high: ends of the 95 % interval over the draws; of one item, which tells nothing of others, 0 is one end.
     """
 
     value: float
@@ -26,8 +27,8 @@ class Difference:
 
     @property
     def is_significant(self) -> bool:
-        """Whether zero lies outside the interval."""
-        return self.low > 0 or self.high < 0
+        """Whether zero lies outside the interval, and not just beside it."""
+        return self.low > NOISE or self.high < -NOISE
 
 
 def paired_bootstrap(
@@ -60,4 +61,6 @@ def paired_bootstrap(
         found.append(np.subtract(*(of_means(shares @ values) for values in systems)))
     value = np.subtract(*(of_means(values.mean(0, keepdims=True)) for values in systems))[0]
     low, high = np.quantile(np.concatenate(found), (0.025, 0.975))
+    if count == 1:
+        low, high = min(low, 0.0), max(high, 0.0)
     return Difference(float(value), float(low), float(high))

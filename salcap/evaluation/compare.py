@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from salcap.caption import Caption
+from salcap.config import MODES, POLICIES, check_choice
 from salcap.evaluation.instruments import peak_rise_mib
 from salcap.frames import Frames
 from salcap.records import RecordFile, read_records
@@ -85,7 +86,15 @@ def list_arms(
     """The combinations that can differ in what they caption; the first is always "none".
 
     A control looks at no map, so there is one arm for each keep ratio. Mode "prune" with a keep ratio of 1 is "none".
+
+    Raises:
+        ValueError: an unknown mode or policy.
     """
+    for way in mode:
+        for part in way.split("+"):
+            check_choice("mode", part, MODES)
+    for choice in policy:
+        check_choice("policy", choice, POLICIES)
     backbones = [name for name in saliency if name != "none"]
     arms = [NONE]
     for way in mode:

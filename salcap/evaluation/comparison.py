@@ -159,6 +159,8 @@ def compare(
             raise ValueError(f"dataset {dataset!r} needs root, the folder that it lies in")
         dataset = load_captioned_set(dataset, root, split)
     dataset = dataset.first(limit)
+    if teacher not in (TEACHER, *saliency):
+        raise ValueError(f"teacher {teacher!r} is none of saliency, {', '.join(saliency)}")
     num_frames = dataset.resolve_num_frames(num_frames)
     captioner = SaliencyCaptioner.from_pretrained(
         model, processor, saliency="uniform", mode="none", revision=revision, device=device, dtype=dtype
@@ -178,7 +180,7 @@ def compare(
         if records is not None:
             ways = [arm_pipeline(captioner, arm, backbones.get(arm.saliency or "", captioner.saliency)) for arm in arms]
             settings = dict(zip(arms, describe_runs(ways, dataset, **request), strict=True))
-            files, found = stack.enter_context(arm_records(records, settings))
+            files, found = stack.enter_context(arm_records(records, settings, dataset.times_sha256))
         meter = FaithfulnessMeter(faithfulness, found)
         runs, failures = run_arms(
             captioner,

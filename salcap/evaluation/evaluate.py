@@ -122,7 +122,7 @@ def evaluate_set(
         num_workers=num_workers,
         retry_failed=True,
         lessen=False,
-        settings=vars(settings),
+        settings={**vars(settings), "times_sha256": dataset.times_sha256},
         progress=take,
         **settings.generation,
     )

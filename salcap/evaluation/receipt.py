@@ -108,7 +108,7 @@ def write_receipts(path: str | Path, receipts: Sequence[Receipt]) -> None:
     text = json.dumps(records if len(records) > 1 else records[0], indent=1, ensure_ascii=False)
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(text.encode("utf-8", "surrogatepass"))
+    partial.write_bytes(text.encode("utf-8", "backslashreplace"))  # of a lone surrogate JSON's escape
     os.replace(partial, path)
 
 
@@ -122,6 +122,8 @@ def read_receipts(path: str | Path) -> list[Receipt]:
     path = Path(path)
     content = read_json(path)
     records = content if isinstance(content, list) else [content]
+    if not records:
+        raise ValueError(f"{path} holds no receipt")
     for record in records:
         found = record.get("schema_version") if isinstance(record, dict) else None
         if found != SCHEMA_VERSION:

@@ -129,22 +129,27 @@ def _overlap(a: Rectangle, b: Rectangle) -> float:
 def _ticks(values: Sequence[float]) -> list[float]:
     """Round numbers from below the least of the values to above the greatest, about five steps apart."""
     low, high = min(values), max(values)
-    span = (high - low) or abs(high) or 1.0
+    size = max(abs(low), abs(high))
+    span = high - low if high - low > 1e-9 * size else size or 1.0  # what differs by less is the same
     rough = span / 4
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * unit for unit in (1, 2, 2.5, 5, 10) if power * unit >= rough)
     first, last = math.floor((low - span / 20) / step), math.ceil((high + span / 20) / step)
     first = max(first, 0) if low >= 0 else first
-    return [round(step * number, 12) for number in range(first, last + 1)]
+    return [_rounded(step * number) for number in range(first, last + 1)]
 
 
 def _log_ticks(values: Sequence[float]) -> list[float]:
     """1, 2, 5, 10, 20, ...: from below the least of the values to above the greatest."""
     powers = range(math.floor(math.log10(min(values))) - 1, math.ceil(math.log10(max(values))) + 1)
-    ticks = [round(10.0**power * unit, 12) for power in powers for unit in (1, 2, 5)]
+    ticks = [_rounded(10.0**power * unit) for power in powers for unit in (1, 2, 5)]
     first = max(number for number, tick in enumerate(ticks) if tick < min(values))
     last = min(number for number, tick in enumerate(ticks) if tick > max(values))
     return ticks[first : last + 1]
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.12g}")
 
 
 def _coloured(shape: str, colour: int) -> str:

@@ -75,6 +75,8 @@ def _parse(text: str) -> Any:
 
 
 def _draw_found(figure: Any, found: Any) -> None:
+    if isinstance(found, list) and len(found) == 1 and isinstance(found[0], dict) and "benchmark" in found[0]:
+        (found,) = found  # a benchmark's one line
     if isinstance(found, list) and found and all(isinstance(record, dict) for record in found):
         _draw_training(figure, found)
     elif isinstance(found, dict) and found.get("benchmark") == "saliency":
