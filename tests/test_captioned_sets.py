@@ -215,7 +215,11 @@ def test_ones_own_videos(tmp_path: Path) -> None:
         ({"video": "a.mp4", "captions": []}, "must be a list of strings"),
         ({"video": "a.mp4", "captions": ["x"], "begin": 1}, "line 1: expected the keys"),
         ({"video": "a.mp4", "captions": ["x"], "start": "1"}, "must be seconds"),
+        ({"video": "a.mp4", "captions": ["x"], "end": float("nan")}, "end must be seconds, got nan"),
+        ({"video": "a.mp4", "captions": ["x"], "start": 10**400}, "start must be seconds"),
+        ({"video": "a.mp4", "captions": ["x"], "split": 1}, "split must be a name, got 1"),
         ("[1]", "line 1: expected the keys"),
+        ("1", "line 1: expected the keys"),
         ("{", "line 1 is not JSON"),
     ],
 )
@@ -223,6 +227,40 @@ def test_ones_own_videos_fail(row: Any, message: str, tmp_path: Path) -> None:
     write(tmp_path / "captions.jsonl", lines(row))
     with pytest.raises(ValueError, match=message):
         load_captioned_set("videos", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ({"image": "a.jpg", "captions": "a dog"}, "line 1: captions must be a list of strings, got 'a dog'"),
+        ({"image": "a.jpg", "captions": None}, "line 1: captions must be a list of strings, got None"),
+        ({"image": "../a.jpg", "captions": ["x"]}, "image must be a path inside"),
+        ({"image": 1, "captions": ["x"]}, "image must be a path inside"),
+        ({"captions": ["x"]}, "line 1: expected the keys image and captions"),
+        ({"image": "a.jpg", "captions": ["x"], "split": 2}, "split must be a name, got 2"),
+        ("1", "line 1: expected the keys"),
+    ],
+)
+def test_ones_own_photographs_fail(row: Any, message: str, tmp_path: Path) -> None:
+    write(tmp_path / "images/a.jpg", "")
+    write(tmp_path / "captions.jsonl", lines(row))
+    with pytest.raises(ValueError, match=message):
+        load_captioned_set("captioned-images", tmp_path)
+
+
+@pytest.mark.parametrize("name, key", [("captioned-images", "image"), ("videos", "video")])
+def test_captions_may_hold_any_text_and_the_file_a_byte_order_mark(name: str, key: str, tmp_path: Path) -> None:
+    folder = tmp_path / "images" if key == "image" else tmp_path
+    write(folder / "a", "")
+    write(folder / "b", "")
+    rows = [{key: "a", "captions": ["x\u2028y"], "id": None}, {key: "b", "captions": ["z"], "split": None}]
+    text = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (tmp_path / "captions.jsonl").write_bytes(text.encode("utf-8-sig"))
+    loaded = load_captioned_set(name, tmp_path)
+    assert [(item.id, item.captions) for item in loaded.items] == [("a", ("x\u2028y",)), ("b", ("z",))]
+    (tmp_path / "captions.jsonl").write_bytes(text.encode("utf-16"))
+    with pytest.raises(ValueError, match="cannot be read as text"):
+        load_captioned_set(name, tmp_path)
 
 
 def test_the_same_video_twice_needs_ids(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from salcap.evaluation.arm_records import arm_records
 from salcap.evaluation.bootstrap import paired_bootstrap
 from salcap.evaluation.captions import bleu_of_counts, score_report
 from salcap.evaluation.compare import NONE, Arm, ArmRun, list_arms, run_arms
-from salcap.evaluation.comparison import judge, verdict
+from salcap.evaluation.comparison import compare, judge, verdict
 from salcap.evaluation.evaluate import describe_runs
 from salcap.frames import Frames
 from salcap.saliency import SaliencyModel, create_saliency
@@ -89,6 +89,15 @@ def test_bleu_of_counts_is_bleu(java):
 
 
 # --- arms ---
+
+
+def test_unknown_names_are_refused_where_they_would_do_nothing():
+    with pytest.raises(ValueError, match="unknown policy 'nonsense'"):
+        list_arms(["center"], ["prune"], ["nonsense"], [1.0])
+    with pytest.raises(ValueError, match="unknown mode 'prun'"):
+        list_arms(["center"], ["scale+prun"], ["top"], [0.5])
+    with pytest.raises(ValueError, match="teacher 'centre' is none of saliency, none, center"):
+        compare(SET, saliency=("none", "center"), teacher="centre")
 
 
 def test_arms_that_cannot_differ_are_one():
@@ -207,7 +216,7 @@ def test_a_killed_comparison_goes_on_where_it_was(captioner, tmp_path, monkeypat
             return generate(clips, *rest, **generation)
 
         runs = {arm: replace(run, **changed) for arm, run in zip(ARMS, settings, strict=True)}
-        with monkeypatch.context() as patch, arm_records(tmp_path, runs) as (files, _):
+        with monkeypatch.context() as patch, arm_records(tmp_path, runs, SET.times_sha256) as (files, _):
             patch.setattr(captioner.captioner, "generate", counted)
             return run_arms(
                 captioner, ARMS, backbones, clips, files=files, progress=lambda *step: steps.append(step), **request
@@ -282,6 +291,13 @@ def test_judgement(java):
     assert theirs.time_saved == pytest.approx(0.25)
     with pytest.raises(ValueError, match="no clip"):
         judge({NONE: made({}, 1.0)}, references)
+
+
+def test_no_verdict_of_one_clip_or_of_rounding():
+    alone = paired_bootstrap(np.array([1.0]), np.array([0.25]))
+    assert (alone.value, alone.low, alone.high) == (0.75, 0.0, 0.75)
+    rounded = paired_bootstrap(np.full(20, 3e-13), np.zeros(20))
+    assert verdict({"cider": alone, "bleu_4": rounded}) == "no significant difference"
 
 
 def test_verdict_in_words():

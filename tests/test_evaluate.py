@@ -168,6 +168,12 @@ def test_a_killed_run_goes_on_and_gives_the_same(
     assert "row-1.jsonl was made with other settings (num_frames: 2, now 3)" in result.stderr
     result = evaluate(model, "videos", videos, *options, "--batch-size", 3, "--output", out)
     assert "(batch_size: 2, now 3)" in result.stderr
+    listed = (videos / "captions.jsonl").read_text()
+    first, *others = (json.loads(line) for line in listed.splitlines())
+    (videos / "captions.jsonl").write_text("\n".join(map(json.dumps, [{**first, "start": 0.25}, *others])))
+    result = evaluate(model, "videos", videos, *options, "--output", out)
+    assert (result.exit_code, "other settings (times_sha256" in " ".join(result.stderr.split())) == (2, True)
+    (videos / "captions.jsonl").write_text(listed)
     result = evaluate(model, "videos", videos, *options, "--output", out)
     assert result.exit_code == 0, result.output
     assert "random 0.5: 4 of 5 captions are done" in result.stderr  # v4 failed, and is tried again
@@ -301,6 +307,9 @@ def test_receipts_are_read_as_they_were_written(stated: Receipt, tmp_path: Path)
     for receipts in ([stated], [stated, replace(stated, seed=1)]):
         write_receipts(tmp_path / "r.json", receipts)
         assert read_receipts(tmp_path / "r.json") == receipts
+    odd = replace(stated, captions={"\ud800": "\udcff"})
+    write_receipts(tmp_path / "r.json", [odd])
+    assert read_receipts(tmp_path / "r.json") == [odd]
     assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
 
 
@@ -311,13 +320,13 @@ def test_receipts_are_read_as_they_were_written(stated: Receipt, tmp_path: Path)
         ({"seeds": 1}, "unknown key 'seeds'; did you mean 'seed'"),
         ({"captions": {"cat": 1}}, "captions: cat: expected str, got 1"),
         (None, "states version None"),
+        ([], "holds no receipt"),
     ],
 )
-def test_verify_refuses_what_is_no_receipt(
-    change: dict[str, Any] | None, message: str, stated: Receipt, tmp_path: Path
-) -> None:
+def test_verify_refuses_what_is_no_receipt(change: Any, message: str, stated: Receipt, tmp_path: Path) -> None:
     path = tmp_path / "r.json"
-    path.write_text(json.dumps("hello" if change is None else {**asdict(stated), **change}))
+    whole = {**asdict(stated), **change} if isinstance(change, dict) else change or []
+    path.write_text(json.dumps("hello" if change is None else whole))
     result = run("verify", path, "--root", stated.model)
     assert result.exit_code == 2
     assert message in result.stderr

@@ -103,6 +103,13 @@ STAGES = {
 }  # fmt: skip
 
 
+def test_a_benchmark_of_one_line_is_one(tmp_path):
+    (tmp_path / "bench.jsonl").write_text(json.dumps(SPEEDS) + "\n")
+    assert "frames of 224x224 per second, 2 threads, median" in texts(
+        draw_plot(tmp_path / "bench.jsonl", tmp_path / "a.svg")
+    )
+
+
 def test_benchmarks_are_drawn(tmp_path):
     on_gpu = {**SPEEDS, "device": "cuda:0"}
     for found, words in (

@@ -275,6 +275,9 @@ def test_points_lie_where_the_axes_say():
     assert (cx - ax, ay - cy) == pytest.approx((bx - cx, cy - by), abs=0.2)
     alone = Page(scatter([Point(3.0, 0.0, "one", 0, 0)], "ms", "CIDEr", ""))
     assert "one" in alone.words
+    for y, other in ((0.3, 0.1 + 0.2), (1e-13, 1.5e-13), (0.3, 0.3)):
+        near = Page(scatter([Point(3.0, y, "one", 0, 0), Point(3.0, other, "other", 1, 0)], "ms", "CIDEr", ""))
+        assert {"one", "other"} <= set(near.words)
 
 
 def test_times_far_apart_get_a_logarithmic_axis():
