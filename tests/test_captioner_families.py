@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+import transformers
 from test_captioners import FAMILIES, GRID, generate_plainly, make_clip, make_map, outputs, vision_parts  # noqa: F401
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
@@ -301,6 +302,18 @@ def test_wrong_use_is_refused(maps, weighting, generation, message):
     captioner = load_captioner(tiny.model, tiny.processor)
     with pytest.raises(ValueError, match=message):
         captioner.generate([make_clip(0)], maps, weighting, **generation)
+
+
+def test_several_captions_a_clip_are_refused_wherever_they_are_asked_for():
+    tiny = tiny_models.blip()
+    captioner, clips = load_captioner(tiny.model, tiny.processor), [make_clip(0), make_clip(1)]
+    several = transformers.GenerationConfig.from_dict({**tiny.model.generation_config.to_dict(), "num_beams": 2})
+    several.num_return_sequences = 2
+    with pytest.raises(ValueError, match="num_return_sequences is 2, not 1"):
+        captioner.generate(clips, None, Weighting(), generation_config=several, max_new_tokens=3)
+    alone = captioner.generate(clips[1:], None, Weighting(), num_beams=2, max_new_tokens=3)
+    options = {"generation_config": several, "num_return_sequences": 1, "max_new_tokens": 3}
+    assert captioner.generate(clips, None, Weighting(), **options)[1].text == alone[0].text
 
 
 def test_no_clips_give_no_captions():

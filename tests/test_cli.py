@@ -250,6 +250,19 @@ def test_train_names_a_wrong_key(tmp_path):
         assert answer in result.stderr
 
 
+def test_train_refuses_to_go_on_with_other_settings(folder, tmp_path):
+    rows = [{"video": "a.mp4", "id": name, "captions": ["a woman smiles"]} for name in "ab"]
+    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "a.mp4").symlink_to(SAMPLE)
+    data = f"train: {{dataset: videos, root: {tmp_path}}}\nnum_frames: 1\n"
+    config = f"output: {tmp_path / 'run'}\ncaptioner: {folder}\n{data}"
+    for rate, status in ((0.001, 0), (0.002, 2)):
+        (tmp_path / "c.yaml").write_text(f"{config}epochs: 1\nlearning_rate: {rate}\n")
+        result = run("train", tmp_path / "c.yaml")
+        assert result.exit_code == status, result.output
+    assert "made with other settings" in " ".join(result.stderr.split())
+
+
 @pytest.mark.parametrize("variable", ["ANY", "FORCE_COLOR", "TTY_COMPATIBLE"])
 def test_off_a_terminal_progress_is_a_line_after_ten_seconds_then_one_a_minute(monkeypatch, capsys, variable):
     monkeypatch.setenv(variable, "1")

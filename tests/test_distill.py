@@ -221,6 +221,40 @@ def test_wrong_stages_are_refused(root, tmp_path, stage, message):
         run(settings(root, tmp_path, stage))
 
 
+def test_shares_of_images_that_there_are_not_are_refused(root, tmp_path):
+    config = settings(root, tmp_path, {**METHODS["soft"], "labelled_share": 0.5})
+    for image, message in ((0, "takes images with fixations, and the data has none"), (1, "without fixations too")):
+        data = replace(config.data, images=config.data.images[image : image + 1])
+        with pytest.raises(ValueError, match=message):
+            Distiller(replace(config, data=data), lambda line: None)
+
+
+def test_images_that_changed_are_read_again(root, tmp_path):
+    config = settings(root, tmp_path / "out", METHODS["soft"])
+    (tmp_path / "a").mkdir()
+    found = []
+    for grey in (0, 255):
+        Image.new("RGB", (64, 48), (grey,) * 3).save(tmp_path / "a" / "x.png")
+        data = replace(
+            config.data,
+            cache=str(tmp_path),
+            images=(replace(config.data.images[0], folder=str(tmp_path / "a"), maps={}),),
+        )
+        still = Stills(data, (32, 32), lambda line: None)
+        found.append(float(still.pixels(np.array([0]), View.random(np.random.default_rng(0), 1, 1.0), (32, 32)).mean()))
+    assert found == pytest.approx([0.0, 1.0], abs=0.01)
+
+
+def test_a_finished_run_whose_log_is_torn_is_still_finished(root, tmp_path):
+    config = settings(root, tmp_path, METHODS["soft"])
+    folder = Distiller(config, lambda line: None).run()
+    (folder / "README.md").unlink()
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"stage": 0, "sco')
+    run(config)
+    assert (folder / "README.md").is_file()
+
+
 def test_missing_maps_are_named(root, tmp_path):
     np.savez(tmp_path / "maps-000000.npz", names=np.array(["0.png"]), maps=np.ones((1, 4, 4), np.uint8))
     config = settings(root, tmp_path / "out", METHODS["soft"])
@@ -321,6 +355,11 @@ def test_clips_of_videos_come_with_their_maps(tmp_path):
     build_map_cache(create_saliency("center"), videos, tmp_path / "maps2", "videos", num_frames=2, pattern="*.mp4")
     with pytest.raises(ValueError, match="2 teacher maps; make them"):
         Clips([replace(source, maps={"center": str(tmp_path / "maps2")})], data, (32, 32))
+    with pytest.raises(ValueError, match="have no maps of 'center', which other clips have"):
+        Clips([source, replace(source, maps={})], data, (32, 32))
+    (videos / "b.mp4").write_bytes(sample.read_bytes())
+    with pytest.raises(ValueError, match=r"maps has no maps of b\.mp4; run salcap saliency-cache again"):
+        Clips([source], data, (32, 32))
 
 
 @pytest.mark.parametrize(

@@ -198,6 +198,10 @@ def test_lora_trains_adapters_only_and_merges_them(settings, clips):
     ours, theirs = (each.caption(clips / "val0.mp4", **GREEDY) for each in (tuner.pipeline, again))
     assert ours.text == theirs.text
     assert ours.score == pytest.approx(theirs.score, abs=1e-4)
+    everywhere = replace(settings, lora=LoraSettings(target_modules="all-linear"), frozen=("git.image_enc",), epochs=1)
+    adapted = {name for name, p in FineTuner(everywhere)._task.named_parameters() if p.requires_grad}
+    assert adapted
+    assert not any("git.image_encoder" in name for name in adapted)
     with pytest.raises(ValueError, match=r"target_modules None do not fit 'git' \('all-linear' does\)"):
         FineTuner(replace(settings, lora=LoraSettings()))
     with pytest.raises(ValueError, match=r"target_modules .*no_such"):

@@ -16,6 +16,7 @@ from salcap.captioners.mini.configuration import SalcapEncoderConfig
 from salcap.captioners.mini.modeling import SalcapEncoder
 from salcap.config import POLICIES, Weighting
 from salcap.frames import Frames
+from salcap.weighting import recorded_selections
 
 SIDE, GRID = 64, 4
 RANDOM_MAP = torch.randn(2, 3, 7, 9, generator=torch.Generator().manual_seed(5)) * 2
@@ -79,6 +80,18 @@ def test_only_the_patches_under_a_bright_square_are_read(encoder, features, scop
         local[:, :, where.flatten()] += 1.0 + torch.rand(local.shape[-1])
         changed = encode(encoder, local, log_density, **options)
         assert torch.equal(changed, tokens) is not matters
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_is_kept_does_not_depend_on_the_dtype(encoder, features, dtype):
+    """Nor does it differ from what the decoder's bias is laid on, which is planned in float32."""
+    maps = torch.randn(2, 3, 40, 40, generator=torch.Generator().manual_seed(3)) / 50
+    kept = []
+    for kind in (torch.float32, dtype):
+        with recorded_selections() as record:
+            encode(copy.deepcopy(encoder).to(kind), features.to(kind), maps, "prune", policy="top", keep_ratio=0.25)
+        kept.append(record[0][1].keep_indices)
+    assert torch.equal(*kept)
 
 
 @pytest.mark.parametrize("scope", ["frame", "clip"])

@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.utils import logging as hf_logging
 
 from salcap.captioners.base import GeneratedText
-from salcap.captioners.likelihood import PADDING, GivenCaptions, give_captions, mean_log_probs
+from salcap.captioners.likelihood import PADDING, GivenCaptions, check_one_sequence, give_captions, mean_log_probs
 from salcap.captioners.preprocessing import FramePreprocessor
 from salcap.captioners.visual_tokens import ClipTokens
 from salcap.config import Weighting, build_dataclass
@@ -212,8 +212,7 @@ class CaptionerFamily(ABC):
     ) -> list[GeneratedText]:
         """See `Captioner.generate`. Clips of equal shape share a call; the others go after one another."""
         self._check(clips, log_densities, weighting)
-        if generation.get("num_return_sequences", 1) != 1:
-            raise ValueError(f"one caption a clip: num_return_sequences is {generation['num_return_sequences']}, not 1")
+        check_one_sequence(self.generator, generation)
         generation = {**generation, "return_dict_in_generate": True, "output_scores": True}
         texts: dict[int, GeneratedText] = {}
         for indices, batch, preprocess_ms in self._batches(clips, log_densities, weighting):

@@ -31,5 +31,5 @@ def distill(
         print(line, file=sys.stderr, flush=True)
 
     with wrong_use():
-        distiller = Distiller(settings, progress)
-    print(distiller.run())
+        folder = Distiller(settings, progress).run()
+    print(folder)

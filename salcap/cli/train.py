@@ -38,4 +38,5 @@ def train(
             from salcap.training.captioner import CaptionerTrainer
 
             trainer = CaptionerTrainer(settings, progress)
-    print(trainer.run())
+        folder = trainer.run()
+    print(folder)

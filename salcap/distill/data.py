@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from salcap.datasets.fixations import load_fixations
 from salcap.distill.map_cache import MapCache, list_files, read_map_cache
 from salcap.distill.settings import ClipSource, DataSettings, ImageSource
+from salcap.frames import Frames
 from salcap.video import read_frames
 
 Size = tuple[int, int]
@@ -163,7 +164,7 @@ class Stills:
             stored = _stored_size(size)
             self._pixels[size] = prepare_array(
                 Path(self.settings.cache) / f"stills-{stored[0]}x{stored[1]}",
-                [str(path) for path in self.paths],
+                [describe_file(path) for path in self.paths],
                 (3, *stored),
                 lambda row: _read_image(self.paths[row], stored),
                 self._progress,
@@ -179,14 +180,19 @@ class Clips:
         self.pixels: list[Tensor] = []
         self.pts_seconds: list[Tensor] = []
         self.maps: list[dict[str, Tensor]] = []
+        teachers = {name for source in sources for name in source.maps}
         for source in sources:
+            if missing := sorted(teachers - source.maps.keys()):
+                raise ValueError(f"clips of {source.folder} have no maps of {missing[0]!r}, which other clips have")
             caches = {name: read_map_cache(folder) for name, folder in source.maps.items()}
             for path in list_files(Path(source.folder), source.pattern):
                 frames = read_frames(path, source.num_frames, size=_stored_size(size))
                 name = path.relative_to(source.folder).as_posix()
                 self.pixels.append(frames.pixels)
                 self.pts_seconds.append(frames.pts_seconds)
-                self.maps.append({t: _clip_maps(c, name, len(frames), settings.map_size) for t, c in caches.items()})
+                self.maps.append(
+                    {t: _clip_maps(c, name, frames, source.maps[t], settings.map_size) for t, c in caches.items()}
+                )
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -215,6 +221,12 @@ class Clips:
             labelled=torch.zeros(count * num_frames, dtype=torch.bool),
             teachers={teacher: torch.cat(values) for teacher, values in maps.items()},
         )
+
+
+def describe_file(path: Path) -> str:
+    """A file's path, size and time of change: what is made of it is made anew where one of them is another."""
+    state = path.stat()
+    return f"{path} {state.st_size} {state.st_mtime_ns}"
 
 
 def prepare_array(
@@ -266,11 +278,14 @@ def _map_of(known: dict[str, MapCache], teacher: str, path: Path, source: ImageS
     return known[teacher][name]
 
 
-def _clip_maps(cache: MapCache, name: str, num_frames: int, size: Size) -> Tensor:
-    maps, _ = cache.clip(name)
-    if len(maps) != num_frames:
+def _clip_maps(cache: MapCache, name: str, frames: Frames, folder: str, size: Size) -> Tensor:
+    try:
+        maps, _ = cache.clip(name)
+    except KeyError:
+        raise ValueError(f"{folder} has no maps of {name}; run salcap saliency-cache again") from None
+    if len(maps) != len(frames):
         raise ValueError(
-            f"{name}: {num_frames} frames but {len(maps)} teacher maps; make them with the same num_frames"
+            f"{name}: {len(frames)} frames but {len(maps)} teacher maps; make them with the same num_frames"
         )
     return torch.from_numpy(np.stack([_per_uniform(one, size) for one in maps]))
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from salcap.distill.data import Batch, Stills, prepare_array
+from salcap.distill.data import Batch, Stills, describe_file, prepare_array
 from salcap.distill.settings import ModelSpec
 from salcap.evaluation.provenance import weights_sha256
 from salcap.saliency import SaliencyModel, create_saliency
@@ -87,7 +87,7 @@ class TeacherFeatures:
             first = self._extract(spec, model, paths[0])
             self._stored[name] = prepare_array(
                 self._cache / f"features-{name.replace('/', '_')}",
-                [str(weights_sha256(model)), str(spec.feature_layer), *map(str, paths)],
+                [str(weights_sha256(model)), str(spec.feature_layer), *map(describe_file, paths)],
                 first.shape,
                 lambda row: self._extract(spec, model, paths[row]),
                 self._progress,

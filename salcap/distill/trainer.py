@@ -57,6 +57,7 @@ class Distiller:
         self.network: nn.Module = self.accelerator.prepare(_Network(self.student))
         for parameter in self.student.pretrained_parameters():
             parameter.requires_grad_(True)  # stages may freeze them, the average holds them all the same
+        _check_labels(settings, self.stills.labelled)
         self.average = WeightAverage(self.student, settings.ema_decay)
         live = {name: (settings.teachers[name], model) for name, model in self.teachers.items()}
         features = TeacherFeatures(live, self.stills, Path(settings.data.cache), progress)
@@ -209,8 +210,9 @@ class Distiller:
         return self.stills.pixels(batch.still_indices, batch.view, size).to(self.device)
 
     def _last_scores(self) -> dict[str, float | None]:
-        records = [json.loads(line) for line in (self.output / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-        scores: dict[str, float | None] = [record["scores"] for record in records if "scores" in record][-1]
+        log = (self.output / "log.jsonl").read_text(encoding="utf-8")
+        lines = [line for line in log.splitlines() if line.endswith("}")]  # a kill may tear one
+        scores: dict[str, float | None] = [json.loads(line)["scores"] for line in lines if '"scores"' in line][-1]
         return scores
 
     # ---- checkpoints
@@ -278,3 +280,14 @@ def _to(batch: Batch, device: torch.device) -> Batch:
     }
     moved["teachers"] = {name: value.to(device) for name, value in batch.teachers.items()}
     return Batch(**moved)
+
+
+def _check_labels(settings: Distillation, labelled: np.ndarray) -> None:
+    for number, stage in enumerate(settings.stages, 1):
+        share = stage.labelled_share
+        if (share or stage.images == "labelled") and not labelled.any():
+            raise ValueError(f"stage {number} takes images with fixations, and the data has none")
+        if share is not None and share < 1 and labelled.all():
+            raise ValueError(
+                f"labelled_share {share:g} of stage {number} takes images without fixations too, there are none"
+            )

@@ -67,7 +67,9 @@ class FineTuner:
             teacher.to(self.accelerator.device)
         _freeze(self.captioner.model, settings.frozen)
         torch.manual_seed(settings.seed)  # of the adapters' first values
-        self._adapters = None if settings.lora is None else add_lora(self.captioner.model, settings.lora)
+        self._adapters = (
+            None if settings.lora is None else add_lora(self.captioner.model, settings.lora, settings.frozen)
+        )
         self._task = _Task(self.captioner, settings, teacher)
         self._learnt = learnt_values(self._task)
         optimizer = torch.optim.AdamW(self._groups(), lr=settings.learning_rate, betas=(0.9, 0.98))

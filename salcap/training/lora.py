@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import copy
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from salcap.training.finetune_settings import LoraSettings
 
 
-def add_lora(model: Any, settings: LoraSettings) -> Any:
+def add_lora(model: Any, settings: LoraSettings, frozen: Sequence[str] = ()) -> Any:
     """Put adapters into a model, which stays what it is but for them; they alone are trained from now on.
+
+    Args:
+        frozen: beginnings of names of what gets none.
 
     Returns:
         peft's tuner, for `merge_lora`.
@@ -28,6 +33,7 @@ def add_lora(model: Any, settings: LoraSettings) -> Any:
         r=settings.rank,
         lora_alpha=settings.alpha,
         target_modules=list(targets) if isinstance(targets, tuple) else targets,
+        exclude_modules="|".join(f"{re.escape(name.removesuffix('.weight'))}.*" for name in frozen) or None,
     )
     try:
         return LoraModel(model, config, "default")

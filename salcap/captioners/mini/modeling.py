@@ -192,11 +192,12 @@ class SalcapEncoder(PreTrainedModel):
         if log_density is None:
             raise ValueError(f"mode {weighting.mode!r} needs log_density (B, F, h, w)")
         grid = (self.grid, self.grid)
-        saliency = relative_saliency(log_density, grid).to(patches.dtype)
+        saliency = relative_saliency(log_density, grid)  # float32: what is kept must not depend on the patches' dtype
         if "scale" in weighting.modes:
-            patches = scale_patches(patches, saliency, strength)
+            weights = saliency.to(patches.dtype)
+            patches = scale_patches(patches, weights, strength)
             # a learned direction says how salient a patch is: log 1 = 0 leaves it as it was
-            gain = strength * saliency.clamp(1e-2, 1e2).log()
+            gain = strength * weights.clamp(1e-2, 1e2).log()
             patches = patches + gain[..., None] * self.saliency_embedding
         if "prune" not in weighting.modes:
             return patches, None
