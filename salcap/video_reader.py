@@ -14,6 +14,7 @@ import operator
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, islice, pairwise
@@ -261,8 +262,7 @@ class _Video(Timeline):
             self.origin = min(self.origin, self.stream.start_time)
         self.by_dts, self.counted = frame.pts is None, frame.pts is None and head[0].dts is None
         self.delay = 0 if head[0].dts is None else first[0] - head[0].dts
-        height, width = frame.height, frame.width
-        self.size = (height, width) if _orientation(frame)[0] else (width, height)
+        self.size = (frame.height, frame.width) if _orientation(frame)[0] else (frame.width, frame.height)
         stated, kind = self.stream.duration, self.container.format.name
         if stated is not None:
             stated += self.stream.start_time or 0
@@ -334,18 +334,16 @@ class _Video(Timeline):
     def seek(self, ticks: Ticks, any_frame: bool = False) -> bool:
         if self.counted or self.container.format.name == "mpeg":  # times guessed after a seek in that are wrong
             return False
-        try:
+        with suppress(*FAILURES):
             self.container.seek(ticks - self.delay if self.by_dts else ticks, stream=self.stream, any_frame=any_frame)
-        except FAILURES:
-            return False
-        return True
+            return True
+        return False
 
     def seek_byte(self, offset: int) -> bool:
-        try:
+        with suppress(*FAILURES):
             self.container.seek(offset, unsupported_byte_offset=True)
-        except FAILURES:
-            return False
-        return True
+            return True
+        return False
 
     def is_keyframe(self, packet: av.Packet) -> bool:
         if packet.is_keyframe or self.container.format.name != "avi" or packet.dts is None:
@@ -361,6 +359,8 @@ class _Video(Timeline):
                     if packet.size:  # empty ones mark the end, or a frame left out in AVI
                         errors = 0
                         yield packet
+                return
+            except IndexError:  # PyAV's at the end, by chance, where streams came up on the way: all packets are read
                 return
             except FAILURES as error:
                 self._count(error)
