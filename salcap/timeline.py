@@ -10,12 +10,12 @@ from abc import ABC, abstractmethod
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
-from itertools import chain, dropwhile
+from itertools import chain, dropwhile, islice, pairwise
 from typing import Any
 
 import numpy as np
 
-CLOCK_PLACES = 16  # of a file, where to look for a clock that starts over
+CLOCK_PLACES = 32  # of a file, where to look for a clock that starts over
 MAX_ERRORS = 1000  # in a row, then the rest of the file is given up
 SNAP_COST = 48  # frames: what costs less to decode is never moved to a keyframe
 SNAP_SHARE = Fraction(1, 4)  # of the interval between frames: the most that one is moved
@@ -161,15 +161,16 @@ class Timeline(ABC):
         return max(ends)
 
     def starts_over(self, num_bytes: int) -> bool:
-        """Whether times go back on the way through a file of so many bytes, as far as a few packets of it tell."""
-        latest = -math.inf
+        """Whether times go back on the way through a file of so many bytes, as far as a few packets of it tell.
+
+        A single one that is wrong, as damage makes it, is no such sign.
+        """
+        times: list[Ticks] = []
         for place in range(CLOCK_PLACES):
             if self.seek_byte(num_bytes * place // CLOCK_PLACES):
-                time = next((packet.dts for packet in self.packets(0) if packet.dts is not None), latest)
-                if time < latest:
-                    return True
-                latest = max(time, latest)
-        return False
+                times += [packet.dts for packet in islice(self.packets(0), 1) if packet.dts is not None]
+        but_one = (times[:index] + times[index + 1 :] for index in range(len(times) + 1))
+        return not any(all(a <= b for a, b in pairwise(rest)) for rest in but_one)
 
     def _read_ends(self, max_errors: int = 0) -> tuple[Ticks, Ticks] | None:
         """Read on to the end of the file: the latest end of a packet of this stream, and of one of any other."""

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import tiny_models
 from rich.console import Console
+from test_captioner_loading import save
 from typer.testing import CliRunner
 
 from salcap.cli import app
@@ -22,11 +23,7 @@ SAMPLE = Path(__file__).resolve().parents[1] / "data" / "sample.mp4"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    tiny = tiny_models.mini()
-    for part in (tiny.model, *tiny.processor):
-        part.save_pretrained(folder)
-    return folder
+    return Path(save(tiny_models.mini(), tmp_path_factory.mktemp("model")))
 
 
 def run(*arguments: object):

@@ -10,16 +10,13 @@ from pathlib import Path
 
 import pytest
 import tiny_models
+from test_captioner_loading import save
 from test_cli import SAMPLE, run
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    tiny = tiny_models.mini()
-    for part in (tiny.model, *tiny.processor):
-        part.save_pretrained(folder)
-    return folder
+    return Path(save(tiny_models.mini(), tmp_path_factory.mktemp("model")))
 
 
 @pytest.fixture

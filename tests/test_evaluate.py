@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+from test_captioner_loading import save
 from torch import nn
 from typer.testing import CliRunner
 from video_factory import load_script, make_video
@@ -27,11 +28,7 @@ from salcap.sources import ClipSource
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    tiny = tiny_models.mini()
-    for part in (tiny.model, *tiny.processor):
-        part.save_pretrained(folder)
-    return folder
+    return Path(save(tiny_models.mini(), tmp_path_factory.mktemp("model")))
 
 
 def run(*arguments: object) -> Any:
