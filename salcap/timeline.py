@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
-from itertools import chain, dropwhile, islice, pairwise
+from itertools import chain, dropwhile, groupby, islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -169,6 +169,7 @@ class Timeline(ABC):
         for place in range(CLOCK_PLACES):
             if self.seek_byte(num_bytes * place // CLOCK_PLACES):
                 times += [packet.dts for packet in islice(self.packets(0), 1) if packet.dts is not None]
+        times = [time for time, _ in groupby(times)]  # two places may lead to one packet
         but_one = (times[:index] + times[index + 1 :] for index in range(len(times) + 1))
         return not any(all(a <= b for a, b in pairwise(rest)) for rest in but_one)
 
