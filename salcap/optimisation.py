@@ -1,7 +1,8 @@
-"""What trainings share: draws of batches, the learning-rate schedule, averaged weights, running means, checkpoints."""
+"""What trainings share: draws of batches, learning-rate schedule, averaged weights, running means, checkpoint, log."""
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import time
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
 
 
 def draw_batch(
@@ -41,11 +44,43 @@ def cosine_schedule(step: int, total: int, warmup: int, last: float = 0.05) -> f
     return last + (1 - last) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Save a checkpoint that is there whole or not at all."""
-    partial = path.with_suffix(".partial")
-    torch.save(dict(state), partial)
-    os.replace(partial, path)
+def write_checkpoint(folder: Path, settings: str, state: Mapping[str, Any]) -> None:
+    """Save ``checkpoint.pt``, which is there whole or not at all, and with it how far the log has come.
+
+    Args:
+        settings: what the training cannot change on its way.
+    """
+    partial, log = folder / "checkpoint.partial", folder / LOG
+    log_size = log.stat().st_size if log.exists() else 0
+    torch.save({**state, "settings": settings, "log_size": log_size}, partial)
+    os.replace(partial, folder / CHECKPOINT)
+
+
+def read_checkpoint(folder: Path, settings: str, device: torch.device, cut_log: bool) -> dict[str, Any] | None:
+    """The state of a training that was stopped, or None where it begins.
+
+    Args:
+        cut_log: take back what the log has of the steps after the checkpoint, which come again.
+
+    Raises:
+        ValueError: it was made with other settings.
+    """
+    path, log, state = folder / CHECKPOINT, folder / LOG, None
+    if path.exists():
+        state = torch.load(path, map_location=device, weights_only=True)
+        if state["settings"] != settings:
+            raise ValueError(f"{path} was made with other settings; name another output or restore the config")
+    if cut_log and log.exists():
+        os.truncate(log, min(log.stat().st_size, state["log_size"] if state else 0))
+    return state
+
+
+def append_log(folder: Path, record: Mapping[str, Any]) -> str:
+    """Add a record to ``log.jsonl``; returns its line."""
+    line = json.dumps(record)
+    with (folder / LOG).open("a", encoding="utf-8") as file:
+        file.write(f"{line}\n")
+    return line
 
 
 def learnt_values(model: nn.Module) -> dict[str, Tensor]:

@@ -171,6 +171,11 @@ class Killed(Exception):
     pass
 
 
+def outline(folder: Path) -> list[tuple[int, int | None, bool]]:
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [(record["stage"], record.get("step"), "scores" in record) for record in records]
+
+
 @pytest.mark.parametrize("at", [2, 5, 6, 9])
 @pytest.mark.parametrize("method", ["generative", "coupled"])
 def test_a_killed_run_ends_as_if_it_had_not_been(root, trained, tmp_path, monkeypatch, at, method):
@@ -189,7 +194,11 @@ def test_a_killed_run_ends_as_if_it_had_not_been(root, trained, tmp_path, monkey
     monkeypatch.setattr(Distiller, "_batch", kill)
     with pytest.raises(Killed):
         run(config)
+    with (tmp_path / "killed" / "log.jsonl").open("a") as log:
+        log.write('{"stage": 1, "step": 4}\n{"stage": 1, "sco')  # after the checkpoint, the last one torn by the kill
     resumed = run(config)
+    assert outline(tmp_path / "killed") == outline(tmp_path / "whole")
+    assert outline(tmp_path / "whole") == [(stage, step, step is None) for stage in (0, 1) for step in (5, None)]
     tolerance = 1e-3 if torch.cuda.is_available() else 0.0  # the order of CUDA's sums is open
     for key, value in whole.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[key], value, rtol=0, atol=tolerance, msg=key)

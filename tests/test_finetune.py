@@ -150,7 +150,7 @@ def test_a_killed_run_resumes_to_the_same_bits(settings, tmp_path, monkeypatch):
         FineTuner(settings).run()
     monkeypatch.setattr(FineTuner, "_step", original)
     with (Path(settings.output) / "log.jsonl").open("a") as file:
-        file.write('{"step": 5, "lo')  # torn by the kill
+        file.write('{"step": 5}\n{"step": 6, "lo')  # after the checkpoint, the last one torn by the kill
     said: list[str] = []
     resumed = FineTuner(settings, said.append)
     found = weights(resumed.run())

@@ -150,9 +150,14 @@ def test_a_killed_run_resumes_to_the_same_weights(trained, settings, tmp_path, m
     with pytest.raises(Killed):
         training.CaptionerTrainer(resumed).run()
     monkeypatch.undo()
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"stage": "reward", "epoch": 9}\n{"stage": "rew')  # after the checkpoint, the last one torn
     again = load_captioner(str(training.CaptionerTrainer(resumed).run())).model.state_dict()
     for name, value in load_captioner(str(trained)).model.state_dict().items():
         assert torch.equal(again[name], value), name
+    logs = [(folder / "log.jsonl").read_text().splitlines() for folder in (tmp_path, Path(settings.output))]
+    found, expected = ([(r["stage"], r["epoch"]) for r in map(json.loads, log)] for log in logs)
+    assert found == expected
 
 
 def test_a_finished_run_is_not_taken_for_one_of_other_settings(trained, settings):

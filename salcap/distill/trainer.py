@@ -23,7 +23,15 @@ from salcap.distill.motion import add_motion
 from salcap.distill.networks import TeacherFeatures, create_student, create_teacher
 from salcap.distill.settings import Distillation, StageSettings
 from salcap.evaluation.saliency import evaluate_saliency, load_gaze
-from salcap.optimisation import Means, WeightAverage, cosine_schedule, write_checkpoint
+from salcap.optimisation import (
+    LOG,
+    Means,
+    WeightAverage,
+    append_log,
+    cosine_schedule,
+    read_checkpoint,
+    write_checkpoint,
+)
 
 log = logging.getLogger(__name__)
 
@@ -210,9 +218,8 @@ class Distiller:
         return self.stills.pixels(batch.still_indices, batch.view, size).to(self.device)
 
     def _last_scores(self) -> dict[str, float | None]:
-        log = (self.output / "log.jsonl").read_text(encoding="utf-8")
-        lines = [line for line in log.splitlines() if line.endswith("}")]  # a kill may tear one
-        scores: dict[str, float | None] = [json.loads(line)["scores"] for line in lines if '"scores"' in line][-1]
+        records = [json.loads(line) for line in (self.output / LOG).read_text(encoding="utf-8").splitlines()]
+        scores: dict[str, float | None] = [record["scores"] for record in records if "scores" in record][-1]
         return scores
 
     # ---- checkpoints
@@ -220,7 +227,6 @@ class Distiller:
     def _checkpoint(self, stage: int, step: int, methods: Any, main: Any, alternate: Any) -> None:
         if self.accelerator.is_main_process:
             state = {
-                "settings": self._fixed_settings(),
                 "stage": stage,
                 "step": step,
                 "student": self.average.current(),
@@ -230,18 +236,17 @@ class Distiller:
                     for name, part in (("methods", methods), ("main", main), ("alternate", alternate))
                 },
             }
-            write_checkpoint(self.output / "checkpoint.pt", state)
+            write_checkpoint(self.output, self._fixed_settings(), state)
 
     def _restore(self) -> dict[str, Any]:
-        path = self.output / "checkpoint.pt"
-        if not path.exists():
+        state = read_checkpoint(
+            self.output, self._fixed_settings(), self.device, cut_log=self.accelerator.is_main_process
+        )
+        if state is None:
             return {"stage": 0, "step": 0}
-        state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
-        if state["settings"] != self._fixed_settings():
-            raise ValueError(f"{path} was made with other settings; name another output or restore the config")
         self.average.put(state["student"])
         self.average.load_state_dict(state["average"])
-        self.progress(f"resumed from {path}: stage {state['stage']}, step {state['step']}")
+        self.progress(f"resumed from {self.output}: stage {state['stage']}, step {state['step']}")
         return state
 
     def _fixed_settings(self) -> str:
@@ -252,9 +257,7 @@ class Distiller:
 
     def _log(self, record: dict[str, Any], more: str = "") -> None:
         if self.accelerator.is_main_process:
-            with (self.output / "log.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-            self.progress(f"{json.dumps(record)} {more}".rstrip())
+            self.progress(f"{append_log(self.output, record)} {more}".rstrip())
 
 
 class _Network(nn.Module):

@@ -23,7 +23,15 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from salcap.captioners.mini.modeling import encoder_options
 from salcap.config import Weighting
-from salcap.optimisation import Means, WeightAverage, cosine_schedule, draw_batch, write_checkpoint
+from salcap.optimisation import (
+    Means,
+    WeightAverage,
+    append_log,
+    cosine_schedule,
+    draw_batch,
+    read_checkpoint,
+    write_checkpoint,
+)
 from salcap.training.cider_reward import CiderReward
 from salcap.training.data import TrainingData
 from salcap.training.model import CaptionTask, build_captioner
@@ -221,25 +229,23 @@ class CaptionerTrainer:
         if not self.accelerator.is_main_process:
             return
         state = {
-            "settings": self._fixed_settings(),
             "stage": stage,
             "step": step,
             "model": self.average.current(),
             "ema": self.average.state_dict(),
             "optimizer": None if optimizer is None else optimizer.state_dict(),
         }
-        write_checkpoint(self.output / "checkpoint.pt", state)
+        write_checkpoint(self.output, self._fixed_settings(), state)
 
     def _restore(self) -> dict[str, Any]:
-        path = self.output / "checkpoint.pt"
-        if not path.exists():
+        state = read_checkpoint(
+            self.output, self._fixed_settings(), self.device, cut_log=self.accelerator.is_main_process
+        )
+        if state is None:
             return {"stage": 0, "step": 0}
-        state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
-        if state["settings"] != self._fixed_settings():
-            raise ValueError(f"{path} was made with other settings; name another output or restore the config")
         self.average.put(state["model"])
         self.average.load_state_dict(state["ema"])
-        self.progress(f"resumed from {path}: stage {state['stage']}, step {state['step']}")
+        self.progress(f"resumed from {self.output}: stage {state['stage']}, step {state['step']}")
         return state
 
     def _fixed_settings(self) -> str:
@@ -251,9 +257,7 @@ class CaptionerTrainer:
 
     def _log(self, **record: Any) -> None:
         if self.accelerator.is_main_process:
-            with (self.output / "log.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-            self.progress(json.dumps(record))
+            self.progress(append_log(self.output, record))
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:

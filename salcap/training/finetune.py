@@ -25,7 +25,16 @@ from salcap.captioners.likelihood import GivenCaptions
 from salcap.config import Weighting
 from salcap.evaluation.captions import score_report
 from salcap.frames import Frames
-from salcap.optimisation import Means, cosine_schedule, draw_batch, learnt_values, put_values, write_checkpoint
+from salcap.optimisation import (
+    Means,
+    append_log,
+    cosine_schedule,
+    draw_batch,
+    learnt_values,
+    put_values,
+    read_checkpoint,
+    write_checkpoint,
+)
 from salcap.saliency import create_saliency
 from salcap.saliency_captioner import SaliencyCaptioner
 from salcap.training.clips import CaptionedClips
@@ -208,24 +217,19 @@ class FineTuner:
     def _checkpoint(self, state: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
             weights = {name: value.detach() for name, value in self._learnt.items()}
-            state |= {"settings": self._fixed_settings(), "learnt": weights, "optimizer": self._optimizer.state_dict()}
-            write_checkpoint(self.output / "checkpoint.pt", state)
+            state |= {"learnt": weights, "optimizer": self._optimizer.state_dict()}
+            write_checkpoint(self.output, self._fixed_settings(), state)
 
     def _restore(self) -> dict[str, Any]:
-        path, records = self.output / "checkpoint.pt", self.output / "log.jsonl"
-        state: dict[str, Any] = {"step": 0, "best": -math.inf, "stale": 0}
-        if path.exists():
-            state = torch.load(path, map_location=self.accelerator.device, weights_only=True)
-            if state["settings"] != self._fixed_settings():
-                raise ValueError(f"{path} was made with other settings; name another output or restore the config")
-            put_values(self._learnt, state["learnt"])
-            self._optimizer.load_state_dict(state["optimizer"])
-            self.progress(f"resumed from {path}: step {state['step']}")
-        if self.accelerator.is_main_process and records.exists():  # the steps after the checkpoint come again
-            lines = records.read_text(encoding="utf-8").splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith("\n")]  # a kill may tear the last one
-            kept = [line for line in whole if json.loads(line)["step"] <= state["step"]]
-            records.write_text("".join(kept), encoding="utf-8")
+        accelerator = self.accelerator
+        state = read_checkpoint(
+            self.output, self._fixed_settings(), accelerator.device, cut_log=accelerator.is_main_process
+        )
+        if state is None:
+            return {"step": 0, "best": -math.inf, "stale": 0}
+        put_values(self._learnt, state["learnt"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.progress(f"resumed from {self.output}: step {state['step']}")
         return state
 
     def _fixed_settings(self) -> str:
@@ -239,10 +243,7 @@ class FineTuner:
 
     def _log(self, record: dict[str, Any], more: str) -> None:
         if self.accelerator.is_main_process:
-            line = json.dumps(record)
-            with (self.output / "log.jsonl").open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-            self.progress(f"{line} {more}")
+            self.progress(f"{append_log(self.output, record)} {more}")
 
 
 def _load_captioner(settings: FineTuning) -> Any:
