@@ -23,7 +23,15 @@ from salcap.datasets.captioned_videos import CaptionedSet
 from salcap.frames import Frames
 from salcap.manifest import Item, check_unique
 from salcap.reading import ReaderPool
-from salcap.records import Record, RecordFile, check_settings, count_errors, merge_records, read_records
+from salcap.records import (
+    Record,
+    RecordFile,
+    SettingsError,
+    check_settings,
+    count_errors,
+    merge_records,
+    read_records,
+)
 from salcap.saliency_captioner import SaliencyCaptioner
 from salcap.stills import read_still
 from salcap.video import DEFAULT_LIMITS, VideoLimits, read_frames
@@ -177,7 +185,7 @@ def caption_corpus(
         return CorpusSummary(len(found), done, count_errors(found), output)
     try:
         merged = merge_records(files, output, [item.id for item in items])
-    except ValueError:  # another part's file is of other settings: of the run that is being overwritten
+    except SettingsError:  # another part's file is of the run that is being overwritten
         if not overwrite:
             raise
         merged = False

@@ -12,6 +12,10 @@ from typing import Any
 Record = dict[str, Any]
 
 
+class SettingsError(ValueError):
+    """Records that are there were made with other settings than a run's, or by no run."""
+
+
 class WindowTally:
     """Which items, cut into windows, have a record for each of them.
 
@@ -155,13 +159,17 @@ def read_records(path: str | Path) -> Iterator[Record]:
 def parse_records(lines: Iterable[str], name: str | Path) -> Iterator[Record]:
     """As `read_records`, of lines; ``name`` is for the message."""
     for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-            if not isinstance(record["id"], str) or "error_class" not in record:
-                raise KeyError
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{name}, line {number} is no record of a run: {line[:80]!r}") from None
-        yield record
+        yield _parse(line, number, name)
+
+
+def _parse(line: str | bytes, number: int, name: str | Path) -> Record:
+    try:
+        record: Record = json.loads(line)
+        if not isinstance(record["id"], str) or "error_class" not in record:
+            raise KeyError
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{name}, line {number} is no record of a run: {line[:80]!r}") from None
+    return record
 
 
 def to_line(record: Record) -> bytes:
@@ -183,7 +191,8 @@ def merge_records(parts: Sequence[Path], path: Path, ids: Collection[str]) -> bo
         False where a part still lacks records, or another process is merging.
 
     Raises:
-        ValueError: parts of different settings.
+        SettingsError: parts of different settings, or of none.
+        ValueError: a line that is no record.
     """
     if not all(part.exists() for part in parts):
         return False
@@ -195,9 +204,9 @@ def merge_records(parts: Sequence[Path], path: Path, ids: Collection[str]) -> bo
         for number, (part, file) in enumerate(zip(parts, files, strict=True)):
             check_settings(part, settings)
             at = 0
-            for line in file:
+            for count, line in enumerate(file, 1):
                 if line.endswith(b"\n"):  # another process may be writing
-                    record = json.loads(line)
+                    record = _parse(line, count, part)
                     places[record["id"]] = (number, at)
                     windows.add(record)
                 at += len(line)
@@ -289,7 +298,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
     try:
         settings: dict[str, Any] = json.loads(stored.read_bytes())
     except (FileNotFoundError, ValueError):
-        raise ValueError(
+        raise SettingsError(
             f"output {path} exists, and without its {stored.name} no run can go on with it; name another, or "
             "delete or overwrite it"
         ) from None
@@ -305,7 +314,7 @@ def compare_settings(output: Path | str, stored: dict[str, Any], settings: dict[
     """Refuse to go on with an output that was made with other settings.
 
     Raises:
-        ValueError: the message names the first that differs.
+        SettingsError: the message names the first that differs.
     """
     missing = object()
     for name in sorted(stored.keys() | settings.keys()):
@@ -313,4 +322,4 @@ def compare_settings(output: Path | str, stored: dict[str, Any], settings: dict[
         if before != now:
             words = ", now ".join("none" if value is missing else repr(value) for value in (before, now))
             advice = "name another, or delete or overwrite it"
-            raise ValueError(f"output {output} was made with other settings ({name}: {words}); {advice}")
+            raise SettingsError(f"output {output} was made with other settings ({name}: {words}); {advice}")

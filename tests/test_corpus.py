@@ -313,6 +313,15 @@ def test_a_shard_that_overwrites_waits_for_the_others(captioner, tmp_path):
     assert {len(record["frame_pts_seconds"]) for record in read_records(out)} == {2}
 
 
+def test_a_shard_that_overwrites_does_not_pass_over_a_damaged_part(captioner, tmp_path):
+    out, part = tmp_path / "out.jsonl", tmp_path / "out.2-of-2.jsonl"
+    caption_corpus(captioner, NAMES[:4], out, shard=(2, 2), **FAST)
+    with part.open("a") as file:
+        file.write("damaged\n")
+    with pytest.raises(ValueError, match=r"out\.2-of-2\.jsonl, line 3 is no record of a run: b'damaged"):
+        caption_corpus(captioner, NAMES[:4], out, shard=(1, 2), overwrite=True, **FAST)
+
+
 @pytest.mark.parametrize("parts", [1, 2])
 def test_names_that_are_no_text_are_found_again(captioner, tmp_path, parts):
     out, names = tmp_path / "out.jsonl", ["a\udcff.mp4", "a\udcfe.mp4", "b.mp4"]
