@@ -6,10 +6,20 @@ import os
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from salcap.frames import Frames
 from salcap.video_info import VideoDecodeError, VideoLimits
+
+_TURNS = {  # by EXIF's orientation; `ImageOps.exif_transpose` also writes the tags anew, and fails on odd ones
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def read_still(
@@ -36,7 +46,10 @@ def read_still(
         if limits is not None and image.width * image.height > limits.max_pixels:
             most = f"at most {limits.max_pixels} are decoded (max_pixels)"
             raise VideoDecodeError(str(path), f"declares {image.width}x{image.height} pixels, {most}")
-        picture = ImageOps.exif_transpose(_eight_bits(image)).convert("RGB")
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+        picture = _eight_bits(image).convert("RGB")
+    if turn is not None:
+        picture = picture.transpose(turn)
     if shortest_side is not None:
         share = min(1.0, shortest_side / min(picture.size))
         size = (round(picture.height * share), round(picture.width * share))
@@ -50,6 +63,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     """Grey of 16 bits as one of 8, which Pillow would cut off at 255."""
     if not image.mode.startswith("I"):
         return image
-    grey = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    grey.getexif().update(image.getexif())
-    return grey
+    grey = np.asarray(image)
+    if image.mode == "I" and grey.max() <= 255:  # of 32 bits; before 11.3 Pillow opened those of 16 so too
+        return image
+    return Image.fromarray((grey >> 8).clip(0, 255).astype(np.uint8))

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-CLOCK_PLACES = 32  # of a file, where to look for a clock that starts over
+CLOCK_PLACES = 24  # from either end of a file, where to look at its clock
+LEAP_SECONDS, LEAP_RATE = 60, 4  # between two packets, and of the file's seconds a byte
 MAX_ERRORS = 1000  # in a row, then the rest of the file is given up
 SNAP_COST = 48  # frames: what costs less to decode is never moved to a keyframe
 SNAP_SHARE = Fraction(1, 4)  # of the interval between frames: the most that one is moved
@@ -160,18 +161,44 @@ class Timeline(ABC):
         self.end = max(ends[0], self.origin + 1)
         return max(ends)
 
-    def starts_over(self, num_bytes: int) -> bool:
-        """Whether times go back on the way through a file of so many bytes, as far as a few packets of it tell.
+    def changes_clock(self, num_bytes: int) -> bool:
+        """Whether times go back, or leap, on the way through a file of so many bytes, as far as a few packets tell.
 
-        A single one that is wrong, as damage makes it, is no such sign.
+        The nearer to an end, the closer they are, so that short parts are found too. A single one whose time is wrong,
+        as damage makes it, is no such sign.
         """
-        times: list[Ticks] = []
-        for place in range(CLOCK_PLACES):
-            if self.seek_byte(num_bytes * place // CLOCK_PLACES):
-                times += [packet.dts for packet in islice(self.packets(0), 1) if packet.dts is not None]
-        times = [time for time, _ in groupby(times)]  # two places may lead to one packet
-        but_one = (times[:index] + times[index + 1 :] for index in range(len(times) + 1))
-        return not any(all(a <= b for a, b in pairwise(rest)) for rest in but_one)
+        shares = [0.75**power for power in range(1, CLOCK_PLACES + 1)]
+        places = sorted({0, *(int(num_bytes * share) for rest in shares for share in (rest, 1 - rest))})
+        read = [(place, time) for place in places if (time := self._time_at(place)) is not None]
+        found = [next(same) for _, same in groupby(read, lambda one: one[1])]  # two places may lead to one packet
+        but_one = (found[:index] + found[index + 1 :] for index in range(len(found), -1, -1))
+        rising = next((rest for rest in but_one if all(a[1] <= b[1] for a, b in pairwise(rest))), None)
+        if rising is None:
+            return True
+        rates = sorted((b[1] - a[1]) / (b[0] - a[0]) for a, b in pairwise(rising))
+        usual = LEAP_RATE * rates[len(rates) // 2] if rates else 0.0
+        inner = pairwise(rising[1:-1])  # so that two at least are before a leap, and after it
+        return any(self._leaps(a, b) for a, b in inner if b[1] - a[1] > usual * (b[0] - a[0]))
+
+    def _leaps(self, one: tuple[int, Ticks], other: tuple[int, Ticks]) -> bool:
+        """Whether most of what passes between two places passes from one packet to the next: the way is halved."""
+        (low, before), (high, after) = one, other
+        while high - low > 1 and after - before > LEAP_SECONDS * self._second:
+            middle = (low + high) // 2
+            time = self._time_at(middle)
+            if time is None:
+                return False
+            if time - before > after - time:
+                high, after = middle, time
+            else:
+                low, before = middle, time
+        return after - before > LEAP_SECONDS * self._second
+
+    def _time_at(self, place: int) -> Ticks | None:
+        """When the first packet after a place in the file is decoded."""
+        if not self.seek_byte(place):
+            return None
+        return next((packet.dts for packet in islice(self.packets(0), 1)), None)
 
     def _read_ends(self, max_errors: int = 0) -> tuple[Ticks, Ticks] | None:
         """Read on to the end of the file: the latest end of a packet of this stream, and of one of any other."""

@@ -270,9 +270,9 @@ class _Video(Timeline):
             stated = int(Fraction(self.container.duration, av.time_base) / self.time_base)
         if kind == "avi" and stated is not None:  # FFmpeg guesses the duration of one that is cut, but not its frames
             stated = max(stated, math.floor(self.stream.frames * self.step))
-        if kind == "mpegts" and self.starts_over(self.container.size):
-            self.counted = True
-            self.notes.append("its clock starts over, as in joined files: times are those of frames at an even rate")
+        if kind == "mpegts" and self.changes_clock(self.container.size):
+            self.counted, stated = True, None
+            self.notes.append("its clock starts over or leaps, as in joined files: frames are timed at an even rate")
         last = self.find_end(stated)
         if self.seconds(self.end) > self.limits.max_seconds:
             length = f"{self.seconds(self.end):.0f} s long"

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import signal
+import struct
 import subprocess
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ import odd_readers
 import pytest
 import tiny_models
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from salcap import SaliencyCaptioner, SaliencyModel
 from salcap.corpus import caption_corpus
@@ -190,6 +191,23 @@ def test_a_photograph_is_upright_and_of_eight_bits(tmp_path):
         assert still.pixels.shape == frames.pixels.shape
         assert (still.pixels.int() - frames.pixels.int()).abs().max() <= 1
     assert still.pixels.shape == (1, 3, 96, 64)
+    Image.fromarray((ramp >> 8).astype(np.int32)).save(tmp_path / "int32.tif")  # of 32 bits, but as bright as 8 are
+    assert read_still(tmp_path / "int32.tif").pixels.max() == 255
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_a_photograph_is_turned_whatever_its_other_tags_hold(tmp_path, orientation):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=tags)
+    with Image.open(tmp_path / "a.png") as image:
+        expected = np.array(ImageOps.exif_transpose(image))
+    assert np.array_equal(read_still(tmp_path / "a.png").pixels[0].permute(1, 2, 0).numpy(), expected)
+    maker = struct.pack("<HHIf", 0x010F, 11, 1, 2.0)  # a maker that is a number, which Pillow cannot write again
+    directory = struct.pack("<H", 2) + struct.pack("<HHIHH", 0x0112, 3, 1, orientation, 0) + maker + bytes(4)
+    Image.fromarray(pixels).save(tmp_path / "b.png", exif=b"Exif\0\0II*\0\x08\0\0\0" + directory)
+    assert np.array_equal(read_still(tmp_path / "b.png").pixels[0].permute(1, 2, 0).numpy(), expected)
 
 
 def test_a_reading_process_that_dies_or_hangs_costs_one_video(captioner, tmp_path):
