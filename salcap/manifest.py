@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,9 @@ from salcap.records import as_text
 
 MANIFESTS = (".txt", ".jsonl", ".csv")
 COMPANIONS = (  # what lies beside videos, our own files too, and is none
-    ".ass", ".csv", ".htm", ".html", ".ini", ".json", ".jsonl", ".log", ".md", ".nfo", ".parquet", ".part", ".partial",
-    ".pdf", ".py", ".settings", ".sh", ".srt", ".sub", ".tsv", ".txt", ".url", ".vtt", ".xml", ".yaml", ".yml", ".zip",
+    ".ass", ".csv", ".exports", ".htm", ".html", ".ini", ".json", ".jsonl", ".log", ".md", ".nfo", ".parquet", ".part",
+    ".partial", ".pdf", ".py", ".settings", ".sh", ".srt", ".sub", ".tsv", ".txt", ".url", ".vtt", ".xml", ".yaml",
+    ".yml", ".zip",
 )  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -65,8 +67,8 @@ def find_items(
     """Items of video files, folders, glob patterns (``**`` for any depth) and manifests.
 
     Folders give the files right inside them, with ``recursive`` also those of folders below, linked ones too, by name
-    and without hidden ones; `COMPANIONS` are left out, and a warning says so. ``start_seconds`` and ``end_seconds`` are
-    for items that name no times of their own.
+    and without hidden ones. `COMPANIONS`, and folders below that cannot be read, are left out, and a warning says so.
+    ``start_seconds`` and ``end_seconds`` are for items that name no times of their own.
 
     Raises:
         ValueError: a folder or pattern that holds no files, a wrong manifest, an id that comes twice.
@@ -120,16 +122,29 @@ def _files_in(folder: Path, recursive: bool) -> list[Path]:
     return files
 
 
-def _walk(folder: Path, recursive: bool, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """Files that are not hidden; not those of a link that leads back to a folder ``above``."""
-    above |= {folder.resolve()}
-    for path in folder.iterdir():
-        if path.name.startswith("."):
+def _walk(folder: Path, recursive: bool) -> Iterator[Path]:
+    """Files that are not hidden, each folder's once: by its own name rather than that of a link to it."""
+    seen: set[Path] = set()
+    folders, links = [folder], deque[Path]()
+    while folders or links:
+        here = folders.pop() if folders else links.popleft()
+        if here.resolve() in seen:
             continue
-        if not path.is_dir():
-            yield path
-        elif recursive and path.resolve() not in above:
-            yield from _walk(path, recursive, above)
+        seen.add(here.resolve())
+        try:
+            found = sorted(here.iterdir())
+        except PermissionError as error:
+            if here == folder:
+                raise
+            log.warning("left out of %s: folder %s, which cannot be read (%s)", folder, here, error.strerror)
+            continue
+        for path in found:
+            if path.name.startswith("."):
+                continue
+            if not path.is_dir():
+                yield path
+            elif recursive:
+                (links if path.is_symlink() else folders).append(path)
 
 
 def read_manifest(path: str | Path) -> list[Item]:

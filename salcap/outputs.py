@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import csv
-import filecmp
+import hashlib
 import html
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,11 +91,56 @@ def export_records(records: Iterable[Record], path: str | Path) -> None:
         EXPORTS[path.suffix.lower()](records, partial)
 
 
+def export_file(records: Path, path: Path) -> None:
+    """Export a file of records, and note beside it, in ``captions.jsonl.exports``, what was written."""
+    notes, name = _read_notes(records), _name_beside(records, path)
+    with whole_file(path) as partial:
+        EXPORTS[path.suffix.lower()](read_records(records), partial)
+        notes[name] = [*notes.get(name, [])[-1:], _sha256(partial)]  # a kill may leave the former one there
+        with whole_file(_notes_path(records)) as partial_notes:
+            partial_notes.write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
+
+
+def check_export(path: Path, records: Path, overwrite: bool) -> bool:
+    """Whether an export that is there may be replaced: where it is as `export_file` wrote it.
+
+    Raises:
+        ValueError: it is something else, and not to ``overwrite``.
+    """
+    if overwrite or not path.exists():
+        return overwrite
+    if path.is_file() and _sha256(path) in _read_notes(records).get(_name_beside(records, path), []):
+        return True
+    raise ValueError(f"output {path} exists, and is not as it was exported from {records}; name another, or delete it")
+
+
+def _notes_path(records: Path) -> Path:
+    return records.with_name(f"{records.name}.exports")
+
+
+def _read_notes(records: Path) -> dict[str, list[str]]:
+    """SHA-256 of what was exported from a file of records, by name."""
+    try:
+        notes: dict[str, list[str]] = json.loads(_notes_path(records).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return notes
+
+
+def _name_beside(records: Path, path: Path) -> str:
+    return as_text(os.path.relpath(path, records.parent))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _coco(records: Iterable[Record], path: Path) -> None:
     """A list of ``image_id`` and ``caption``; ids that are whole numbers become such, as COCO's are."""
     said = [record for record in records if record["caption"] is not None]
     results = [{"image_id": _number_or_name(record["id"]), "caption": record["caption"]} for record in said]
-    path.write_text(json.dumps(results, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace")
+    path.write_text(json.dumps(results, ensure_ascii=False) + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def _number_or_name(name: str) -> int | str:
@@ -104,7 +148,7 @@ def _number_or_name(name: str) -> int | str:
 
 
 def _csv(records: Iterable[Record], path: Path) -> None:
-    with path.open("w", encoding="utf-8", errors="replace", newline="") as file:
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         writer.writerows([_inert(record.get(name)) for name in COLUMNS] for record in records)
@@ -122,26 +166,6 @@ def _parquet(records: Iterable[Record], path: Path) -> None:
     )
     rows = [{name: to_arrow(record.get(name)) for name in COLUMNS} for record in records]
     parquet.write_table(arrow.Table.from_pylist(rows, arrow.schema(list(kinds.items()))), path)
-
-
-def check_export(path: Path, records: Path, overwrite: bool) -> bool:
-    """Whether an export that is there may be replaced: where it is what is made of a record file as it is now.
-
-    Raises:
-        ValueError: it is something else, and not to ``overwrite``.
-    """
-    if overwrite or not path.exists():
-        return overwrite
-    if records.exists() and path.suffix.lower() in EXPORTS:
-        with tempfile.TemporaryDirectory() as folder:
-            made = Path(folder) / path.name
-            try:
-                export_records(read_records(records), made)
-            except ValueError:  # no records, or a line that a kill cut off
-                made.touch()
-            if filecmp.cmp(made, path, shallow=False):
-                return True
-    raise ValueError(f"output {path} exists, and is not made of the records in {records}; name another, or delete it")
 
 
 def to_arrow(value: Any) -> Any:

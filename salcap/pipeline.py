@@ -86,12 +86,19 @@ class CaptionPipeline:
             try:
                 with _seeded(self.seed):
                     captions = self.captioner.caption_batch(batch, **options)
-            except ValueError as error:
+            except ValueError:
                 if not succeeded:
                     raise
-                captions = [_failed(self.captioner, video, error, **options) for video in batch]
+                captions = [self._alone(video, options) for video in batch]
             succeeded |= any(caption.error is None for caption in captions)
             yield from (caption.to_dict() for caption in captions)
+
+    def _alone(self, video: Any, options: dict[str, Any]) -> Caption:
+        try:
+            with _seeded(self.seed):
+                return self.captioner.caption_batch([video], **options)[0]
+        except ValueError as error:
+            return _failed(self.captioner, video, error, **options)
 
 
 def _failed(

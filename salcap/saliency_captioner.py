@@ -216,9 +216,9 @@ class SaliencyCaptioner:
         clips = [clip_source(video, start_seconds, end_seconds) for video in videos]
         try:
             return self._caption(clips, num_frames, frames, generation, raising=False)
-        except ValueError:  # of the model; perhaps because of one of them
+        except ValueError as error:  # of the model; perhaps because of one of them
             captions = [self._alone(clip, num_frames, frames, generation) for clip in clips] if len(clips) > 1 else []
-            if all(caption.error is not None for caption in captions):
+            if all(caption.error_class == type(error).__name__ for caption in captions):
                 raise
             return captions
 

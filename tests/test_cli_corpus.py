@@ -61,7 +61,12 @@ def test_the_same_command_makes_its_exports_again(folder, clips, tmp_path):
     again = run("caption", clips / "?.mp4", *options, "--export", coco)
     assert (again.exit_code, "2 of 2 videos were done before" in again.stderr) == (0, True)
     assert (table.read_bytes(), len(json.loads(coco.read_text()))) == (made, 2)
+    with out.open("a") as file:
+        file.write('{"id": "torn')  # a kill while one more was written, before the export
     assert run("caption", clips / "*.mp4", *options).exit_code == 1  # with one that fails
+    assert len(table.read_text().splitlines()) == 4
+    out.write_text("".join(out.read_text().splitlines(keepends=True)[:2]))
+    assert run("caption", clips / "*.mp4", *options).exit_code == 1
     assert len(table.read_text().splitlines()) == 4
     (clips / "list.mp4").unlink()
     (clips / "list.mp4").symlink_to(SAMPLE)
@@ -72,7 +77,7 @@ def test_the_same_command_makes_its_exports_again(folder, clips, tmp_path):
     records = out.read_bytes()
     table.write_text("mine\n")
     refused = run("caption", clips / "*.mp4", *options)
-    assert (refused.exit_code, "is not made of the records in" in " ".join(refused.stderr.split())) == (2, True)
+    assert (refused.exit_code, "is not as it was exported from" in " ".join(refused.stderr.split())) == (2, True)
     assert (table.read_text(), out.read_bytes()) == ("mine\n", records)
     assert run("caption", clips / "*.mp4", *options, "--overwrite").exit_code == 0
     assert len(table.read_text().splitlines()) == 4

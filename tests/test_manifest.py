@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,7 +47,14 @@ def test_what_lies_beside_videos_is_left_out_of_a_folder_and_told(folder: Path, 
 
 def test_what_salcap_writes_beside_videos_is_none(folder: Path) -> None:
     """Or the parts of a run would disagree on the list, once the first has begun."""
-    for name in ("out.jsonl", "out.jsonl.settings", "out.1-of-2.jsonl.settings", "out.csv.partial", "out.parquet"):
+    for name in (
+        "out.jsonl",
+        "out.jsonl.settings",
+        "out.jsonl.exports",
+        "out.1-of-2.jsonl.settings",
+        "out.csv.partial",
+        "out.parquet",
+    ):
         (folder / "clips" / name).touch()
     assert [item.path for item in find_items(["clips"])] == ["clips/a.mp4", "clips/b.mp4"]
 
@@ -61,7 +69,19 @@ def test_links_to_folders_are_followed_but_not_in_circles(folder: Path) -> None:
     assert [item.path for item in find_items(["clips"], recursive=True)] == [f"clips/{name}" for name in names]
 
 
-def test_a_folder_that_cannot_be_read_fails(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_is_read_once_however_many_links_lead_to_it(folder: Path) -> None:
+    clips = folder / "clips"
+    for name in "pqrstuvw":
+        (clips / name).mkdir()
+        (clips / name / "v.mp4").touch()
+        for other in "pqrstuvw":
+            (clips / name / f"to-{other}").symlink_to(clips / other)
+    (clips / "a-first").symlink_to(clips / "below")
+    names = ["a.mp4", "b.mp4", "below/c.mkv", *(f"{name}/v.mp4" for name in "pqrstuvw")]
+    assert [item.path for item in find_items(["clips"], recursive=True)] == [f"clips/{name}" for name in names]
+
+
+def test_a_folder_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     listed = Path.iterdir
 
     def iterdir(path: Path) -> Iterator[Path]:  # as for who may not, which root may
@@ -71,8 +91,10 @@ def test_a_folder_that_cannot_be_read_fails(folder: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(Path, "iterdir", iterdir)
     assert len(find_items(["clips"])) == 2
+    assert len(find_items(["clips"], recursive=True)) == 2
+    assert "left out of clips: folder clips/below, which cannot be read (Permission denied)" in caplog.text
     with pytest.raises(PermissionError, match="clips/below"):
-        find_items(["clips"], recursive=True)
+        find_items(["clips/below"])
 
 
 def test_an_id_is_text_whatever_a_files_name_is(folder: Path) -> None:

@@ -133,6 +133,9 @@ def test_a_video_that_the_settings_do_not_fit_is_alone(tiny: tiny_models.Tiny, b
     assert "max_visual_tokens" in records[1]["error"]
     with pytest.raises(ValueError, match="max_visual_tokens"):
         pipe([long, long], batch_size=batch_size, num_frames=3)
+    for videos in ([short, short, "missing.mp4", long], ["missing.mp4", long, short]):
+        classes = [record["error_class"] for record in pipe(videos, batch_size=2, num_frames=3, max_new_tokens=4)]
+        assert classes == [{str: "VideoDecodeError"}.get(type(v), None if v is short else "ValueError") for v in videos]
 
 
 def test_an_iterable_is_read_as_results_are_taken(pipe: CaptionPipeline) -> None:

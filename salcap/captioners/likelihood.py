@@ -38,8 +38,8 @@ class GivenCaptions:
 def check_one_sequence(generator: Any, generation: dict[str, Any]) -> None:
     """A ValueError where generation would give several captions a clip, wherever that was asked for."""
     config = generation.get("generation_config") or getattr(generator, "generation_config", None)
-    count = generation.get("num_return_sequences", getattr(config, "num_return_sequences", None))
-    if count not in (None, 1):
+    count = generation.get("num_return_sequences", getattr(config, "num_return_sequences", 1) or 1)
+    if count != 1:
         raise ValueError(f"one caption a clip: num_return_sequences is {count}, not 1")
 
 

@@ -100,8 +100,7 @@ def caption(
     """Caption videos; exit status 1 if any of them failed."""
     from salcap.corpus import caption_corpus
     from salcap.datasets.captioned_videos import CaptionedSet, describe_missing
-    from salcap.outputs import SUBTITLES, check_export, check_output, export_records
-    from salcap.records import read_records
+    from salcap.outputs import SUBTITLES, check_export, check_output, export_file, export_records
 
     exports = export or []
     said: list[dict[str, Any]] = []
@@ -139,7 +138,7 @@ def caption(
                 if record["error"] is not None:
                     say(f"error: {record['error']}")
                 if as_json:
-                    print(json.dumps(record, ensure_ascii=False), flush=True)
+                    print(json.dumps(record), flush=True)
                 elif record["caption"] is not None:
                     print(
                         record["caption"]
@@ -177,7 +176,7 @@ def caption(
             export_records(said, output)
         if summary.records is not None:
             for path in exports:
-                export_records(read_records(summary.records), path)
+                export_file(summary.records, path)
     kind = "videos" if windows is None else "windows"
     if summary.num_new < summary.num_items:
         say(f"{summary.num_items - summary.num_new} of {summary.num_items} {kind} were done before or by others")

@@ -21,7 +21,7 @@ def add_lora(model: Any, settings: LoraSettings, frozen: Sequence[str] = ()) -> 
 
     Raises:
         ImportError: no peft.
-        ValueError: target modules that the model lacks, or none given and the architecture unknown to peft.
+        ValueError: target modules that the model lacks or has frozen, or none given and the architecture unknown to peft.
     """
     try:
         from peft import LoraConfig
@@ -39,9 +39,8 @@ def add_lora(model: Any, settings: LoraSettings, frozen: Sequence[str] = ()) -> 
         return LoraModel(model, config, "default")
     except ValueError as error:
         kind = model.config.model_type
-        raise ValueError(
-            f"lora: target_modules {targets!r} do not fit {kind!r} ('all-linear' does): {error}"
-        ) from error
+        rest = f" but for what is frozen, {', '.join(frozen)}" if frozen else " ('all-linear' does)"
+        raise ValueError(f"lora: target_modules {targets!r} do not fit {kind!r}{rest}: {error}") from error
 
 
 def merge_lora(tuner: Any) -> Any:
