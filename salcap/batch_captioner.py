@@ -14,10 +14,12 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from salcap.batching import BySize, ByTokens, ComingClip
 from salcap.caption import Caption
 from salcap.frames import Frames
+from salcap.hashing import weights_sha256
 from salcap.manifest import Item
 from salcap.reading import ReaderPool
 from salcap.records import Record
@@ -75,6 +77,7 @@ class BatchCaptioner:
             "strength": captioner.weighting.strength,
             "seed": captioner.weighting.seed,
             "num_frames": self.num_frames,
+            **_hashes(captioner, frames),
             **generation,
         }
 
@@ -239,6 +242,16 @@ def fitting_streams(captioner: SaliencyCaptioner, generation: dict[str, Any]) ->
         return 1
     places = {tensor.device.type for tensor in chain(model.parameters(), captioner.saliency.buffers())}
     return 2 if places == {"cpu"} and torch.get_num_threads() > 1 else 1
+
+
+def _hashes(captioner: SaliencyCaptioner, frames: str) -> dict[str, str | None]:
+    """What tells two models or backbones of one name apart; a model of the hub has its revision for that."""
+    model, named = getattr(captioner.captioner, "model", None), captioner.captioner.revision is not None
+    looks = captioner.describe(frames)["saliency"] is not None
+    return {
+        "weights_sha256": weights_sha256(model) if isinstance(model, nn.Module) and not named else None,
+        "saliency_sha256": weights_sha256(captioner.saliency) if looks else None,
+    }
 
 
 def replicate(captioner: SaliencyCaptioner) -> SaliencyCaptioner:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import html
 import json
 import os
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from salcap.hashing import file_sha256
 from salcap.records import Record, as_text, read_records
 
 SUBTITLES = (".vtt", ".srt")
@@ -96,7 +96,7 @@ def export_file(records: Path, path: Path) -> None:
     notes, name = _read_notes(records), _name_beside(records, path)
     with whole_file(path) as partial:
         EXPORTS[path.suffix.lower()](read_records(records), partial)
-        notes[name] = [*notes.get(name, [])[-1:], _sha256(partial)]  # a kill may leave the former one there
+        notes[name] = [*notes.get(name, [])[-1:], file_sha256(partial)]  # a kill may leave the former one there
         with whole_file(_notes_path(records)) as partial_notes:
             partial_notes.write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
 
@@ -109,7 +109,7 @@ def check_export(path: Path, records: Path, overwrite: bool) -> bool:
     """
     if overwrite or not path.exists():
         return overwrite
-    if path.is_file() and _sha256(path) in _read_notes(records).get(_name_beside(records, path), []):
+    if path.is_file() and file_sha256(path) in _read_notes(records).get(_name_beside(records, path), []):
         return True
     raise ValueError(f"output {path} exists, and is not as it was exported from {records}; name another, or delete it")
 
@@ -129,11 +129,6 @@ def _read_notes(records: Path) -> dict[str, list[str]]:
 
 def _name_beside(records: Path, path: Path) -> str:
     return as_text(os.path.relpath(path, records.parent))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _coco(records: Iterable[Record], path: Path) -> None:

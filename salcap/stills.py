@@ -46,7 +46,7 @@ def read_still(
         if limits is not None and image.width * image.height > limits.max_pixels:
             most = f"at most {limits.max_pixels} are decoded (max_pixels)"
             raise VideoDecodeError(str(path), f"declares {image.width}x{image.height} pixels, {most}")
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
         picture = _eight_bits(image).convert("RGB")
     if turn is not None:
         picture = picture.transpose(turn)

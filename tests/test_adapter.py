@@ -127,6 +127,16 @@ def test_frames_are_normalised_as_asked():
     )
 
 
+def test_prediction_trains_nothing():
+    norm, drop = nn.BatchNorm2d(3), nn.Dropout(0.5)
+    frozen = nn.BatchNorm2d(3).eval()
+    model, pixels = TorchSaliency(nn.Sequential(norm, frozen, nn.Conv2d(3, 1, 1), drop)), draw_pixels()
+    before = norm.running_mean.clone()
+    assert torch.equal(model.predict(pixels), model.predict(pixels))
+    assert torch.equal(norm.running_mean, before)
+    assert (model.training, norm.training, frozen.training) == (True, True, False)  # each as it was
+
+
 def test_long_clips_are_split_without_a_trace():
     whole, parts = Probe(), Probe()
     pixels = draw_pixels(5)
@@ -184,11 +194,15 @@ def write_onnx(tmp_path):
         start = "sum" if nodes else inputs[0]
         nodes.append(onnx.helper.make_node("ReduceMean", [start, "axes"], ["map"], keepdims=0))
         nodes.append(onnx.helper.make_node("Neg", ["map"], ["dark"]))
+        nodes.append(onnx.helper.make_node("ArgMax", [start], ["classes"], axis=axis, keepdims=0))
         graph = onnx.helper.make_graph(
             nodes,
             "mean",
             [onnx.helper.make_tensor_value_info(name, kind, shape) for name in inputs],
-            [onnx.helper.make_tensor_value_info(name, kind, None) for name in ("map", "dark")],
+            [
+                *(onnx.helper.make_tensor_value_info(name, kind, None) for name in ("map", "dark")),
+                onnx.helper.make_tensor_value_info("classes", onnx.TensorProto.INT64, None),
+            ],
             [onnx.helper.make_tensor("axes", onnx.TensorProto.INT64, [1], [axis])],
         )
         model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
@@ -238,6 +252,8 @@ def test_onnx_saliency_fails_naming_what_does_not_fit(write_onnx, tmp_path):
             OnnxSaliency(write_onnx(shape))
     with pytest.raises(ValueError, match=r"takes image .*, other .*allowed: one float input"):
         OnnxSaliency(write_onnx(["n", 3, 10, 14], inputs=("image", "other")))
+    with pytest.raises(ValueError, match=r"net.onnx must give floating point maps, got int64"):
+        OnnxSaliency(write_onnx(["n", 3, 10, 14]), output_name="classes").predict(draw_pixels())
     with pytest.raises(ValueError, match="no ONNX file"):
         OnnxSaliency(tmp_path / "missing.onnx")
     (tmp_path / "text.onnx").write_text("no network")
@@ -301,6 +317,9 @@ def test_create_saliency_fails_with_the_reason_of_a_file(user_file):
         create_saliency(f"{user_file}:Settings")
     with pytest.raises(TypeError, match="gian"):
         create_saliency(f"{user_file}:make_red", gian=1.0)
+    user_file.write_text("def fails(): return 1 / 0")
+    with pytest.raises(ValueError, match="cannot be made: ZeroDivisionError: division by zero"):
+        create_saliency(f"{user_file}:fails")
     user_file.write_text("import a_package_that_is_not_there")
     with pytest.raises(ValueError, match=r"is unavailable: ModuleNotFoundError: .*a_package_that_is_not_there") as info:
         create_saliency(f"{user_file}:make_red")

@@ -19,6 +19,7 @@ ROWS = (
         "devices",
         "efficientnet_lite",
         "frames",
+        "hashing",
         "optimisation",
         "records",
         "seeding",

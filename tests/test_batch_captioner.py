@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import Any
 
@@ -46,6 +48,34 @@ def run(captioner: SaliencyCaptioner, names: list[str] = NAMES, **options: Any) 
     records: list[dict[str, Any]] = []
     caption_corpus(captioner, names, progress=lambda record, *_: records.append(record), **{**FAST, **options})
     return records
+
+
+@pytest.mark.parametrize("family", MAKERS)
+def test_threads_that_share_a_captioner_take_turns(family: str) -> None:
+    """Its hooks are on the model, where another thread's forward would run into them; a copy needs no turns."""
+    captioner = load(family)
+    copies = replicate(captioner), pickle.loads(pickle.dumps(captioner))
+    clips = [odd_readers.read(name, 2, None, None, limits=None) for name in NAMES]
+    expected = [captioner.caption(clip, max_new_tokens=4) for clip in clips]
+    first, started, goes_on = captioner.captioner.generate_batch, threading.Event(), threading.Event()
+
+    def slow(*arguments: Any) -> Any:
+        started.set()
+        goes_on.wait(20)
+        return first(*arguments)
+
+    captioner.captioner.generate_batch = slow  # of this one object
+    with ThreadPoolExecutor(4) as pool:
+        shared = [pool.submit(captioner.caption, clip, max_new_tokens=4) for clip in clips]
+        assert started.wait(20)
+        del captioner.captioner.generate_batch
+        for copied in copies:
+            assert copied.caption(clips[0], max_new_tokens=4).text == expected[0].text  # while the first is at work
+        assert not any(future.done() for future in shared)
+        goes_on.set()
+        found = [future.result() for future in shared]
+    assert [caption.text for caption in found] == [caption.text for caption in expected]
+    assert [caption.score for caption in found] == pytest.approx([caption.score for caption in expected], abs=1e-6)
 
 
 class Meeting(SaliencyModel):

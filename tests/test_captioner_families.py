@@ -295,6 +295,7 @@ def test_git_takes_as_many_frames_as_it_has_time_embeddings(num_frames, limit, o
         ([torch.full((2, 9, 11), float("nan"))], PRUNE, {}, "NaN"),
         (None, Weighting(), {"num_return_sequences": 2, "num_beams": 2}, "num_return_sequences is 2, not 1"),
         (None, Weighting(), {"num_beens": 2}, "num_beens"),
+        (None, Weighting(), {"mode": "scale", "keep_ratio": 0.1}, "keep_ratio, mode: settings of the captioner, for"),
     ],
 )
 def test_wrong_use_is_refused(maps, weighting, generation, message):
@@ -314,6 +315,8 @@ def test_several_captions_a_clip_are_refused_wherever_they_are_asked_for():
     alone = captioner.generate(clips[1:], None, Weighting(), num_beams=2, max_new_tokens=3)
     options = {"generation_config": several, "num_return_sequences": 1, "max_new_tokens": 3}
     assert captioner.generate(clips, None, Weighting(), **options)[1].text == alone[0].text
+    with pytest.raises(ValueError, match="num_return_sequences is None, not 1"):
+        captioner.generate(clips, None, Weighting(), num_return_sequences=None)
 
 
 def test_no_clips_give_no_captions():

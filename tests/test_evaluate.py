@@ -20,8 +20,8 @@ from salcap.cli import app
 from salcap.datasets.captioned_videos import captions_sha256
 from salcap.datasets.registry import load_captioned_set
 from salcap.evaluation.captions import score_report
-from salcap.evaluation.provenance import weights_sha256
 from salcap.evaluation.receipt import Receipt, read_receipts, verify_receipt, write_receipts
+from salcap.hashing import weights_sha256
 from salcap.saliency_captioner import SaliencyCaptioner
 from salcap.sources import ClipSource
 

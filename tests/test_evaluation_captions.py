@@ -343,6 +343,7 @@ def test_load_references_and_candidates_of_one_file(tmp_path: Path) -> None:
     [
         (b"a dog", "is not JSON"),
         (b"", "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
         (gzip.compress(b'{"a": "x"}', mtime=0)[:-9], "is not JSON"),
         (b'{"a": 3}', "a: a caption must be a string, got 3"),
         (b'{"a": {"caption": "x"}}', "a caption must be a string"),

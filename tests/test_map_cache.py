@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+import salcap
 from salcap.cli import app
 from salcap.datasets.captioned_images import decode_density, encode_density, iter_density_maps
 from salcap.distill import map_cache
 from salcap.distill.map_cache import build_map_cache, predict_density, read_map_cache
-from salcap.evaluation.provenance import weights_sha256
 from salcap.frames import Frames
+from salcap.hashing import weights_sha256
 from salcap.saliency import TorchSaliency, create_saliency
 
 SAMPLE = Path(__file__).resolve().parents[1] / "data" / "sample.mp4"
@@ -215,6 +216,35 @@ def test_other_weights_are_refused(pictures, tmp_path):
     build_map_cache(networks[0], pictures, tmp_path / "maps")
     with pytest.raises(ValueError, match="weights_sha256 '"):
         build_map_cache(networks[1], pictures, tmp_path / "maps")
+
+
+def test_a_backbones_own_code_is_told_apart(pictures, tmp_path):
+    """As another run would that goes on with its maps, records or scores."""
+    code = tmp_path / "mine.py"
+    code.write_text(
+        "import salcap\nclass Mine(salcap.SaliencyModel):\n    def forward(self, p, t=None): return p[:, 0]\n"
+    )
+    build_map_cache(create_saliency(f"{code}:Mine"), pictures, tmp_path / "maps")
+    captioner = salcap.SaliencyCaptioner.from_pretrained("salcap-mini", saliency=f"{code}:Mine")
+    salcap.caption_corpus(captioner, ["missing.mp4"], tmp_path / "out.jsonl", num_workers=0)
+    code.write_text(code.read_text().replace("p[:, 0]", "-p[:, 0]"))
+    with pytest.raises(ValueError, match="weights_sha256 '"):
+        build_map_cache(create_saliency(f"{code}:Mine"), pictures, tmp_path / "maps")
+    captioner = salcap.SaliencyCaptioner.from_pretrained("salcap-mini", saliency=f"{code}:Mine")
+    with pytest.raises(ValueError, match=r"made with other settings \(saliency_sha256: "):
+        salcap.caption_corpus(captioner, ["missing.mp4"], tmp_path / "out.jsonl", num_workers=0)
+
+
+def test_the_map_of_a_picture_that_changed_is_not_taken_for_its_own(pictures, model, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("a.png", "b.png"):
+        (source / name).write_bytes((pictures / "a.png").read_bytes())
+    build_map_cache(model, source, tmp_path / "maps")
+    Image.new("RGB", (8, 8)).save(source / "b.png")
+    report = build_map_cache(model, source, tmp_path / "maps")
+    assert (report.num_already_done, list(report.failures)) == (1, ["b.png"])
+    assert report.failures["b.png"].startswith("changed since its map was made")
 
 
 @pytest.mark.parametrize(

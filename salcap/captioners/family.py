@@ -21,7 +21,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.utils import logging as hf_logging
 
 from salcap.captioners.base import GeneratedText
-from salcap.captioners.likelihood import PADDING, GivenCaptions, check_one_sequence, give_captions, mean_log_probs
+from salcap.captioners.generation import Turns, check_generation, end_of_prefill, in_turns
+from salcap.captioners.likelihood import PADDING, GivenCaptions, give_captions, mean_log_probs
 from salcap.captioners.preprocessing import FramePreprocessor
 from salcap.captioners.visual_tokens import ClipTokens
 from salcap.config import Weighting, build_dataclass
@@ -106,7 +107,7 @@ class CaptionerFamily(ABC):
     def __init__(self, model: Any, processor: Any, *, name: str | None = None, revision: str | None = None) -> None:
         if not isinstance(model, getattr(transformers, self.transformers_class)):
             raise ValueError(f"{type(self).__name__} needs a {self.transformers_class}, got {type(model).__name__}")
-        self.model = model.eval()
+        self.model, self.turns = model.eval(), Turns()
         self.image_processor, self.tokenizer = _split_processor(processor)
         self.preprocess = self.preprocessor(self.image_processor)
         self.name = name or model.name_or_path or type(model).__name__
@@ -202,6 +203,7 @@ class CaptionerFamily(ABC):
         """Clips whose keys are equal share a call; this one is the ``index``-th of those asked for."""
         return pixels.shape
 
+    @in_turns
     @torch.no_grad()
     def generate(
         self,
@@ -212,12 +214,12 @@ class CaptionerFamily(ABC):
     ) -> list[GeneratedText]:
         """See `Captioner.generate`. Clips of equal shape share a call; the others go after one another."""
         self._check(clips, log_densities, weighting)
-        check_one_sequence(self.generator, generation)
+        check_generation(self.generator, generation)
         generation = {**generation, "return_dict_in_generate": True, "output_scores": True}
         texts: dict[int, GeneratedText] = {}
         for indices, batch, preprocess_ms in self._batches(clips, log_densities, weighting):
             started = self.now_ms()
-            with self._end_of_prefill() as prefilled:
+            with end_of_prefill(self.generator, self.now_ms) as prefilled:
                 result = self.generate_batch(batch, generation)
             sequences = result.output.sequences[:, result.prompt_length :]
             captions = self.tokenizer.batch_decode(sequences, skip_special_tokens=True)
@@ -233,6 +235,7 @@ class CaptionerFamily(ABC):
                 texts[index] = GeneratedText(captions[row].strip(), scores[row], result.visual_tokens[row], times)
         return [texts[i] for i in range(len(clips))]
 
+    @in_turns
     def give(
         self,
         clips: Sequence[Frames],
@@ -328,18 +331,6 @@ class CaptionerFamily(ABC):
         """The clock that stages are measured by."""
         synchronize(self.model.device)
         return time.perf_counter() * 1000
-
-    @contextmanager
-    def _end_of_prefill(self) -> Iterator[list[float]]:
-        """A list that holds, in the end, when the generator's first forward was over."""
-        ends: list[float] = []
-
-        def note(*_: Any) -> None:
-            if not ends:
-                ends.append(self.now_ms())
-
-        with self.generator.register_forward_hook(note):
-            yield ends
 
     def _check(
         self,

@@ -35,14 +35,6 @@ class GivenCaptions:
         return F.cross_entropy(self.logits.float().mT, self.captions, ignore_index=PADDING, reduction="sum")
 
 
-def check_one_sequence(generator: Any, generation: dict[str, Any]) -> None:
-    """A ValueError where generation would give several captions a clip, wherever that was asked for."""
-    config = generation.get("generation_config") or getattr(generator, "generation_config", None)
-    count = generation.get("num_return_sequences", getattr(config, "num_return_sequences", 1) or 1)
-    if count != 1:
-        raise ValueError(f"one caption a clip: num_return_sequences is {count}, not 1")
-
-
 def mean_log_probs(output: Any, eos_token_ids: Sequence[int]) -> list[float | None]:
     """Mean log-probability per generated token of each sequence, the end token counted.
 

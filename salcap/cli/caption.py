@@ -176,7 +176,7 @@ def caption(
             export_records(said, output)
         if summary.records is not None:
             for path in exports:
-                export_file(summary.records, path)
+                export_file(Path(summary.records), path)
     kind = "videos" if windows is None else "windows"
     if summary.num_new < summary.num_items:
         say(f"{summary.num_items - summary.num_new} of {summary.num_items} {kind} were done before or by others")

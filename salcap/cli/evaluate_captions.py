@@ -56,7 +56,8 @@ def run(
             if as_json:
                 print(json.dumps(row.summary()), flush=True)
     except MissingItemsError as error:
-        say(f"error: {error}. --allow-missing scores the rest, and marks the result")
+        rest = "none is left to score" if allow_missing else "--allow-missing scores the rest, and marks the result"
+        say(f"error: {error}. {rest}")
         raise typer.Exit(1) from error
     finally:
         if kept_in is not None:

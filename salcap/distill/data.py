@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from salcap.datasets.fixations import load_fixations
-from salcap.distill.map_cache import MapCache, list_files, read_map_cache
+from salcap.distill.map_cache import MapCache, describe_state, list_files, read_map_cache
 from salcap.distill.settings import ClipSource, DataSettings, ImageSource
 from salcap.frames import Frames
 from salcap.video import read_frames
@@ -225,8 +225,7 @@ class Clips:
 
 def describe_file(path: Path) -> str:
     """A file's path, size and time of change: what is made of it is made anew where one of them is another."""
-    state = path.stat()
-    return f"{path} {state.st_size} {state.st_mtime_ns}"
+    return f"{path} {describe_state(path)}"
 
 
 def prepare_array(

@@ -16,8 +16,8 @@ from PIL import Image
 
 from salcap import __version__
 from salcap.datasets.captioned_images import decode_density, encode_density, iter_map_shards
-from salcap.evaluation.provenance import weights_sha256
 from salcap.frames import Frames
+from salcap.hashing import weights_sha256
 from salcap.saliency import SaliencyModel, resize_log_density
 from salcap.video import read_frames
 from salcap.weighting import pool_to_grid
@@ -60,9 +60,10 @@ def build_map_cache(
     """Run a teacher over a folder and store its maps; run again after a stop, it does what is missing.
 
     ``output`` gets .npz shards, each whole or not there at all: ``names`` (N,), paths relative to ``source`` with "/",
-    those of video frames followed by "#" and the frame's number in its clip; ``maps`` (N, h, w) uint8 (see
-    `encode_density`); for videos ``pts_seconds`` (N,). Beside them ``cache.json`` says what made them. At most a minute
-    of work is lost by a kill. One process at a time may write a folder.
+    those of video frames followed by "#" and the frame's number in its clip; ``states`` (N,), by which a file that has
+    changed since is known; ``maps`` (N, h, w) uint8 (see `encode_density`); for videos ``pts_seconds`` (N,). Beside
+    them ``cache.json`` says what made them. At most a minute of work is lost by a kill. One process at a time may write
+    a folder.
 
     Pixels are read as they are stored: photographs are not turned by their EXIF orientation.
 
@@ -102,9 +103,13 @@ def build_map_cache(
     for path in files:
         name = path.relative_to(source).as_posix()
         if name in shards.done:
-            report.num_already_done += 1
+            if shards.done[name] in (None, describe_state(path)):
+                report.num_already_done += 1
+            else:
+                report.failures[name] = f"changed since its map was made; delete {output}, or name another folder"
         else:
             try:
+                state = describe_state(path)
                 frames = _read_image(path) if kind == "images" else _read_video(path, num_frames)
                 maps = encode_density(predict_density(model, frames, size).cpu().numpy())
             except Exception as error:  # damaged files raise anything; one of them must not end a night's work
@@ -112,11 +117,17 @@ def build_map_cache(
             else:
                 if frames.warnings:
                     report.warnings[name] = "; ".join(frames.warnings)
-                shards.add(name, maps, frames.pts_seconds.numpy() if kind == "videos" else None)
+                shards.add(name, state, maps, frames.pts_seconds.numpy() if kind == "videos" else None)
                 report.num_written += 1
         progress(1)
     shards.flush()
     return report
+
+
+def describe_state(path: Path) -> str:
+    """A file's size and time of change, by which it is known to have changed."""
+    state = path.stat()
+    return f"{state.st_size} {state.st_mtime_ns}"
 
 
 def list_files(folder: Path, pattern: str = "*") -> list[Path]:
@@ -231,16 +242,17 @@ class _ShardWriter:
         else:
             text = json.dumps({**record, "salcap": __version__}, indent=1)
             _write_whole(path, lambda file: file.write(text.encode()))
-        self.done: set[str] = set()
+        self.done: dict[str, str | None] = {}  # by its file's name, the state that this had
         for shard in iter_map_shards(folder):
-            self.done.update(
-                map(_video_of, shard["names"].tolist()) if "pts_seconds" in shard else shard["names"].tolist()
-            )
+            names = shard["names"].tolist()
+            states = shard["states"].tolist() if "states" in shard else [None] * len(names)
+            self.done |= zip(map(_video_of, names) if "pts_seconds" in shard else names, states, strict=True)
         self._number = max((int(path.stem.rpartition("-")[2]) for path in folder.glob("maps-*.npz")), default=-1) + 1
         self._clear()
 
-    def add(self, name: str, maps: np.ndarray, pts_seconds: np.ndarray | None) -> None:
+    def add(self, name: str, state: str, maps: np.ndarray, pts_seconds: np.ndarray | None) -> None:
         """Take the maps (T, h, w) of one file."""
+        self._states += [state] * len(maps)
         self._names += [name] if pts_seconds is None else [f"{name}#{frame}" for frame in range(len(maps))]
         self._maps.append(maps)
         if pts_seconds is not None:
@@ -251,7 +263,7 @@ class _ShardWriter:
     def flush(self) -> None:
         if not self._names:
             return
-        arrays = {"names": np.array(self._names), "maps": np.concatenate(self._maps)}
+        arrays = {"names": np.array(self._names), "states": np.array(self._states), "maps": np.concatenate(self._maps)}
         if self._pts_seconds:
             arrays["pts_seconds"] = np.concatenate(self._pts_seconds)
         path = self.folder / f"maps-{self._number:06d}.npz"
@@ -261,6 +273,7 @@ class _ShardWriter:
 
     def _clear(self) -> None:
         self._names: list[str] = []
+        self._states: list[str] = []
         self._maps: list[np.ndarray] = []
         self._pts_seconds: list[np.ndarray] = []
         self._since = time.monotonic()

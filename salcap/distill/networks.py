@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from salcap.distill.data import Batch, Stills, describe_file, prepare_array
 from salcap.distill.settings import ModelSpec
-from salcap.evaluation.provenance import weights_sha256
+from salcap.hashing import weights_sha256
 from salcap.saliency import SaliencyModel, create_saliency
 from salcap.saliency.streams import StreamModel
 from salcap.saliency.trainable import TRAINABLE

@@ -205,7 +205,7 @@ def load_captions(path: str | Path, part: str | None = None) -> dict[str, list[s
     raw = Path(path).read_bytes()
     try:
         content = json.loads(gzip.decompress(raw) if raw.startswith(b"\x1f\x8b") else raw)
-    except (ValueError, OSError, EOFError, zlib.error) as error:
+    except (ValueError, RecursionError, OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if isinstance(content, dict) and content.keys() == {"references", "candidates"}:
         if part not in content:

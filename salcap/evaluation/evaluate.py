@@ -13,8 +13,9 @@ from torch import nn
 from salcap.corpus import caption_corpus
 from salcap.datasets.captioned_videos import CaptionedSet, captions_sha256, describe_missing
 from salcap.evaluation.captions import NOT_ASKED, score_report
-from salcap.evaluation.provenance import hardware, versions, weights_sha256
+from salcap.evaluation.provenance import hardware, versions
 from salcap.evaluation.receipt import Receipt, RunSettings
+from salcap.hashing import weights_sha256
 from salcap.records import Record, read_records
 from salcap.saliency_captioner import SaliencyCaptioner
 

@@ -1,8 +1,7 @@
-"""What a result rests on: versions, hardware, and hashes of weights."""
+"""What a result rests on: versions and hardware."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import sys
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from salcap import __version__
 from salcap.doctor import java_version, package_version
@@ -38,22 +36,6 @@ def hardware(device: torch.device) -> dict[str, Any]:
         "device": str(device),
         "device_name": name,
     }
-
-
-def weights_sha256(model: nn.Module) -> str | None:
-    """SHA-256 of a model's weights, None where it has none.
-
-    Of the file where the model names one as ``weights_path``. Else of its state dict, names sorted: for each tensor
-    the UTF-8 text ``name dtype shape`` and its bytes, so that the file's format does not matter.
-    """
-    path = getattr(model, "weights_path", None)
-    if path is not None:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    digest, state = hashlib.sha256(), model.state_dict()
-    for name, tensor in sorted(state.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest() if state else None
 
 
 def _processor() -> str:

@@ -172,6 +172,8 @@ class OnnxSaliency(ImageNetworkSaliency):
 
     def run(self, images: Tensor) -> Tensor:
         maps = self._network(images.detach().float().cpu().numpy())
+        if not np.issubdtype(maps.dtype, np.floating):
+            raise ValueError(f"{self.weights_path} must give floating point maps, got {maps.dtype}")
         return torch.from_numpy(maps).to(images)
 
 

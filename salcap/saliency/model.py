@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -29,12 +30,14 @@ class SaliencyModel(nn.Module):
 
     Attributes:
         name: under which it is registered; set by `create_saliency`.
+        source_sha256: of the user's file whose code it is; set by `create_saliency`.
 
     A backbone that squeezes all frames to one size, bilinear with areas averaged, may state it as ``input_size``
     (height, width): `predict` then does it in 8 bits for frames that shrink, many times as fast (`shrink_frames`).
     """
 
     name: str = "unnamed"
+    source_sha256: str | None = None
     _anchor: Tensor
 
     def __init__(self) -> None:
@@ -76,7 +79,8 @@ class SaliencyModel(nn.Module):
         pixels, pts_seconds = _pixels_and_times(frames)
         if isinstance(size, str) and size != "native":
             raise ValueError(f"size must be (height, width), 'native' or None, got {size!r}")
-        output = self._see(pixels, pts_seconds)
+        with self._evaluating():
+            output = self._see(pixels, pts_seconds)
         if not isinstance(output, Tensor) or not output.is_floating_point():
             kind = output.dtype if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(f"saliency backbone {self.name!r} must return a floating point tensor, got {kind}")
@@ -93,6 +97,18 @@ class SaliencyModel(nn.Module):
             return log_density
         height, width = pixels.shape[-2:] if size is None else size
         return resize_log_density(log_density, (height, width))
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Nothing is in training mode inside: a network that nobody has put in evaluation mode would learn."""
+        training = [module for module in self.modules() if module.training]
+        for module in training:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
 
     def _see(self, pixels: Tensor, pts_seconds: Tensor | None) -> Tensor:
         """`forward` on uint8 frames."""

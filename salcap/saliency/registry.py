@@ -13,6 +13,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
+from salcap.hashing import file_sha256
 from salcap.saliency.baselines import Center, Random, Uniform
 from salcap.saliency.model import SaliencyModel
 from salcap.saliency.spectral_residual import SpectralResidual
@@ -63,13 +64,16 @@ def create_saliency(name: str, **options: Any) -> SaliencyModel:
         The backbone, on the CPU, in evaluation mode.
 
     Raises:
-        ValueError: an unknown name (the closest one is given), or a plug-in or file that could not be loaded (with its
-            reason).
+        ValueError: an unknown name (the closest one is given), or a plug-in or file that could not be loaded, or whose
+            factory failed (with its reason).
         TypeError: an option that the backbone does not take, or a factory that makes something else.
         ImportError: a backbone whose optional package is not installed; it names the extra.
         FileNotFoundError: a backbone whose weights are not on this machine and cannot be downloaded.
     """
-    return _create(name, _find_factory(name), options)
+    model = _create(name, _find_factory(name), options)
+    if _is_file(name):
+        model.source_sha256 = file_sha256(_source_path(name))
+    return model
 
 
 def check_saliency(name: str) -> None:
@@ -108,7 +112,12 @@ def _is_file(name: str) -> bool:
 
 
 def _create(name: str, factory: Factory, options: dict[str, Any]) -> SaliencyModel:
-    model = factory(**options)
+    try:
+        model = factory(**options)
+    except (TypeError, ValueError, ImportError, OSError):  # with words of their own
+        raise
+    except Exception as error:
+        raise ValueError(f"saliency backbone {name!r} cannot be made: {_describe(error)}") from error
     if not isinstance(model, SaliencyModel):
         raise TypeError(
             f"the factory of saliency backbone {name!r} must make a SaliencyModel, got {type(model).__name__}"
@@ -176,10 +185,13 @@ def _load_plugins() -> None:
             )
 
 
+def _source_path(name: str) -> Path:
+    return Path(name.rpartition(":")[0]).expanduser().resolve()
+
+
 def _load_factory(name: str) -> Factory:
     """Run the file of ``"path/to/file.py:factory"`` and take the factory out of it."""
-    path_text, _, attribute = name.rpartition(":")
-    path = Path(path_text).expanduser().resolve()
+    path, attribute = _source_path(name), name.rpartition(":")[2]
     if not path.is_file():
         raise ValueError(f"saliency backbone {name!r}: there is no file {path}")
     # A name of its own for each file: two users' model.py do not meet, and classes in it can be pickled.

@@ -21,7 +21,7 @@ def add_lora(model: Any, settings: LoraSettings, frozen: Sequence[str] = ()) -> 
 
     Raises:
         ImportError: no peft.
-        ValueError: target modules that the model lacks or has frozen, or none given and the architecture unknown to peft.
+        ValueError: target modules that the model lacks or has frozen; none given, and the architecture unknown to peft.
     """
     try:
         from peft import LoraConfig

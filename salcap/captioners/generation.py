@@ -1,0 +1,73 @@
+"""A call of ``generate``: what its keyword arguments may say, one call at a time, and when its prefill is over."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from functools import wraps
+from typing import Any, TypeVar, cast
+
+from torch import nn
+
+from salcap.config import Weighting
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_SETTINGS = {field.name for field in fields(Weighting)}
+
+
+class Turns:
+    """A lock for the threads that share a model, on which each would meet the others' hooks; a copy has its own."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[type[Turns], tuple[()]]:
+        return Turns, ()
+
+
+def in_turns(method: F) -> F:
+    """A method of an object with ``turns`` that threads call one after another."""
+
+    @wraps(method)
+    def alone(self: Any, *arguments: Any, **options: Any) -> Any:
+        with self.turns:
+            return method(self, *arguments, **options)
+
+    return cast(F, alone)
+
+
+def check_generation(generator: Any, generation: dict[str, Any]) -> None:
+    """Refuse keyword arguments that ``generate`` would pass over, or answer with several captions a clip.
+
+    Raises:
+        ValueError: settings of the weighting, some of which are also names of inputs of an encoder; several captions a
+            clip, wherever they were asked for.
+    """
+    if misplaced := sorted(_SETTINGS & generation.keys()):
+        raise ValueError(f"{', '.join(misplaced)}: settings of the captioner, for from_pretrained or with_weighting")
+    config = generation.get("generation_config") or getattr(generator, "generation_config", None)
+    count = generation.get("num_return_sequences", getattr(config, "num_return_sequences", 1) or 1)
+    if count != 1:
+        raise ValueError(f"one caption a clip: num_return_sequences is {count}, not 1")
+
+
+@contextmanager
+def end_of_prefill(generator: nn.Module, now_ms: Callable[[], float]) -> Iterator[list[float]]:
+    """A list that holds, in the end, when the generator's first forward was over."""
+    ends: list[float] = []
+
+    def note(*_: Any) -> None:
+        if not ends:
+            ends.append(now_ms())
+
+    with generator.register_forward_hook(note):
+        yield ends
