@@ -8,6 +8,7 @@ items ─ windows.py ─> clips ─ reading.py ─> frames ─ batch_captioner.p
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import reprlib
@@ -39,6 +40,8 @@ from salcap.windows import Windows, check_windows, item_windows
 
 TIME_LIMIT = 300.0  # seconds for the reading of one clip
 WINDOWS_AHEAD = 32  # windows that are found before they are to be read
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -185,9 +188,10 @@ def caption_corpus(
         return CorpusSummary(len(found), done, count_errors(found), output)
     try:
         merged = merge_records(files, output, [item.id for item in items])
-    except SettingsError:  # another part's file is of the run that is being overwritten
+    except SettingsError as error:  # another part's file is of the run that is being overwritten
         if not overwrite:
             raise
+        log.warning("not merged: %s", error)
         merged = False
     if not merged:
         return CorpusSummary(len(found), done, count_errors(found), None)

@@ -96,6 +96,12 @@ def test_names_that_cannot_be_printed_end_no_run(folder, tmp_path):
     assert done.stdout.startswith(f"{tmp_path}/\\udcff.mp4\t".encode())
     ids = [json.loads(line)["id"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert ids == [f"{tmp_path}/a.mp4", f"{tmp_path}/\\udcff.mp4"]
+    for code in ("latin-1", "ascii", "utf-8"):
+        command = (sys.executable, "-m", "salcap", "caption", tmp_path, *options[:-2], "--json")
+        environment = {**os.environ, "PYTHONIOENCODING": code}
+        done = subprocess.run(command, capture_output=True, env=environment, timeout=300)
+        paths = [json.loads(line)["path"] for line in done.stdout.splitlines()]
+        assert paths == [f"{tmp_path}/a.mp4", f"{tmp_path}/\udcff.mp4"]
 
 
 def test_caption_in_windows_makes_one_list_of_cues(folder, clips, tmp_path):

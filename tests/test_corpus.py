@@ -317,7 +317,7 @@ def test_shards_make_the_records_of_one_run(captioner, tmp_path):
     assert (tmp_path / "out.1-of-2.jsonl").exists()
 
 
-def test_a_shard_that_overwrites_waits_for_the_others(captioner, tmp_path):
+def test_a_shard_that_overwrites_waits_for_the_others(captioner, tmp_path, caplog):
     out = tmp_path / "out.jsonl"
     for part in (1, 2):
         caption_corpus(captioner, NAMES[:4], out, shard=(part, 2), **FAST)
@@ -326,6 +326,8 @@ def test_a_shard_that_overwrites_waits_for_the_others(captioner, tmp_path):
         caption_corpus(captioner, NAMES[:4], out, shard=(1, 2), **other)
     first = caption_corpus(captioner, NAMES[:4], out, shard=(1, 2), overwrite=True, **other)
     assert (first.num_new, first.records) == (2, None)
+    assert "not merged: output" in caplog.text
+    assert "2-of-2.jsonl was made with other settings (num_frames: 4, now 2)" in caplog.text
     second = caption_corpus(captioner, NAMES[:4], out, shard=(2, 2), overwrite=True, **other)
     assert (second.num_items, second.num_new, second.records) == (4, 2, out)
     assert {len(record["frame_pts_seconds"]) for record in read_records(out)} == {2}

@@ -200,6 +200,14 @@ def test_a_part_of_a_video_is_captioned_as_such(model: Path, videos: Path, quick
     assert all(float(start) <= time <= float(start) + 0.2 for start, each in times.items() for time in each)
 
 
+def test_where_all_is_missing_nothing_is_left_to_score(model: Path, videos: Path) -> None:
+    (videos / "captions.jsonl").write_text('{"video": "none.mp4", "captions": ["x"]}\n')
+    words = "--allow-missing scores the rest", "none is left to score"
+    for option, said, unsaid, code in ((), *words, 2), (("--allow-missing",), *words[::-1], 1):
+        result = evaluate(model, "videos", videos, *option)
+        assert (result.exit_code, said in result.stderr, unsaid in result.stderr) == (code, True, False)
+
+
 @pytest.mark.parametrize(
     "dataset, options, message",
     [

@@ -204,6 +204,8 @@ def test_lora_trains_adapters_only_and_merges_them(settings, clips):
     assert not any("git.image_encoder" in name for name in adapted)
     with pytest.raises(ValueError, match=r"target_modules None do not fit 'git' \('all-linear' does\)"):
         FineTuner(replace(settings, lora=LoraSettings()))
+    with pytest.raises(ValueError, match=r"'all-linear' do not fit 'git' but for what is frozen, git, output: "):
+        FineTuner(replace(everywhere, frozen=("git", "output")))
     with pytest.raises(ValueError, match=r"target_modules .*no_such"):
         FineTuner(replace(settings, lora=LoraSettings(target_modules=("no_such",))))
 

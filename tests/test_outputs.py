@@ -65,6 +65,14 @@ def test_csv_holds_no_formula(tmp_path, start):
     assert (bad["caption"], bad["error_class"], bad["error"]) == ("", "VideoDecodeError", "cannot read")
 
 
+def test_a_name_that_is_no_unicode_is_spelt_out(tmp_path):
+    named = records(Caption("x", "man/\udcff.mp4", 0.0, 1.0))
+    export_records(named, tmp_path / "out.csv")
+    export_records([{**record, "id": "\udcff"} for record in named], tmp_path / "out.json")
+    assert "man/\\udcff.mp4" in (tmp_path / "out.csv").read_text(encoding="utf-8")
+    assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))[0]["image_id"] == "\udcff"
+
+
 def test_parquet(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     export_records(records(GOOD, BAD), tmp_path / "out.parquet")
