@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from itertools import chain, count
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -44,7 +45,6 @@ class BatchCaptioner:
         num_streams: batches at work at once; None: see `fitting_streams`, at most ``batch_size``.
 
     Attributes:
-        settings: what decides the captions, JSON-ready.
         succeeded: some clip was captioned: a ValueError is then no longer one of settings that fit no video.
     """
 
@@ -72,13 +72,22 @@ class BatchCaptioner:
             mixes, most = captioner.captioner.mixes_lengths, captioner.weighting.max_visual_tokens
             self.batches = ByTokens(tokens, size, mixes, self.num_frames, most)
         self.succeeded = self._broken_off = False
-        self.settings = {
-            **captioner.describe(frames),
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What decides the captions, JSON-ready; hashes tell models and backbones of one name apart."""
+        captioner, described = self.captioner, self.captioner.describe(self.frames)
+        model = getattr(captioner.captioner, "model", None)
+        if captioner.captioner.revision is not None or not isinstance(model, nn.Module):
+            model = None  # one of the hub has its revision for that
+        return {
+            **described,
             "strength": captioner.weighting.strength,
             "seed": captioner.weighting.seed,
             "num_frames": self.num_frames,
-            **_hashes(captioner, frames),
-            **generation,
+            "weights_sha256": None if model is None else weights_sha256(model),
+            "saliency_sha256": None if described["saliency"] is None else weights_sha256(captioner.saliency),
+            **self.generation,
         }
 
     def run(self, items: Iterable[Item], pool: ReaderPool) -> Iterator[Record]:
@@ -242,16 +251,6 @@ def fitting_streams(captioner: SaliencyCaptioner, generation: dict[str, Any]) ->
         return 1
     places = {tensor.device.type for tensor in chain(model.parameters(), captioner.saliency.buffers())}
     return 2 if places == {"cpu"} and torch.get_num_threads() > 1 else 1
-
-
-def _hashes(captioner: SaliencyCaptioner, frames: str) -> dict[str, str | None]:
-    """What tells two models or backbones of one name apart; a model of the hub has its revision for that."""
-    model, named = getattr(captioner.captioner, "model", None), captioner.captioner.revision is not None
-    looks = captioner.describe(frames)["saliency"] is not None
-    return {
-        "weights_sha256": weights_sha256(model) if isinstance(model, nn.Module) and not named else None,
-        "saliency_sha256": weights_sha256(captioner.saliency) if looks else None,
-    }
 
 
 def replicate(captioner: SaliencyCaptioner) -> SaliencyCaptioner:

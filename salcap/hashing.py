@@ -16,7 +16,7 @@ def file_sha256(path: Path) -> str:
 
 
 def weights_sha256(model: nn.Module) -> str | None:
-    """SHA-256 of a model's weights, None where it has none.
+    """SHA-256 of a model's weights, None where it has none, or some that are not in memory.
 
     Of the file where the model names one as ``weights_path``. Else of its state dict, names sorted: for each tensor
     the UTF-8 text ``name dtype shape`` and its bytes, so that the file's format does not matter. Where the model comes
@@ -29,6 +29,8 @@ def weights_sha256(model: nn.Module) -> str | None:
 
 def _state_sha256(model: nn.Module) -> str | None:
     digest, state = hashlib.sha256(), model.state_dict()
+    if any(tensor.is_meta for tensor in state.values()):
+        return None
     for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
