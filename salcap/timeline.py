@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 CLOCK_PLACES = 24  # from either end of a file, where to look at its clock
-LEAP_SECONDS, LEAP_RATE = 60, 4  # between two packets, and of the file's seconds a byte
+# a leap of a clock is so long, of the usual way between two places at least so many, and there are so many at most
+LEAP_SECONDS, LEAP_RATE, LEAPS = 60, 4, 16
 MAX_ERRORS = 1000  # in a row, then the rest of the file is given up
 SNAP_COST = 48  # frames: what costs less to decode is never moved to a keyframe
 SNAP_SHARE = Fraction(1, 4)  # of the interval between frames: the most that one is moved
@@ -162,7 +163,7 @@ class Timeline(ABC):
         return max(ends)
 
     def changes_clock(self, num_bytes: int) -> bool:
-        """Whether times go back, or leap, on the way through a file of so many bytes, as far as a few packets tell.
+        """Whether times go back, or leap for most of what they span, in a file of so many bytes, by a few packets.
 
         The nearer to an end, the closer they are, so that short parts are found too. A single one whose time is wrong,
         as damage makes it, is no such sign.
@@ -175,24 +176,25 @@ class Timeline(ABC):
         rising = next((rest for rest in but_one if all(a[1] <= b[1] for a, b in pairwise(rest))), None)
         if rising is None:
             return True
-        rates = sorted((b[1] - a[1]) / (b[0] - a[0]) for a, b in pairwise(rising))
-        usual = LEAP_RATE * rates[len(rates) // 2] if rates else 0.0
-        inner = pairwise(rising[1:-1])  # so that two at least are before a leap, and after it
-        return any(self._leaps(a, b) for a, b in inner if b[1] - a[1] > usual * (b[0] - a[0]))
+        gaps = sorted(b[1] - a[1] for a, b in pairwise(rising))
+        span = sum(gaps)
+        least = max(LEAP_SECONDS * self._second, span // LEAPS, LEAP_RATE * gaps[len(gaps) // 2] if gaps else 0)
+        # two at least are before a leap and after it; and a hole in one recording is shorter than what is there
+        return 2 * sum(self._leap(a, b, least) for a, b in pairwise(rising[1:-1])) > span
 
-    def _leaps(self, one: tuple[int, Ticks], other: tuple[int, Ticks]) -> bool:
-        """Whether most of what passes between two places passes from one packet to the next: the way is halved."""
+    def _leap(self, one: tuple[int, Ticks], other: tuple[int, Ticks], least: Ticks) -> Ticks:
+        """How much more than ``least`` passes between two packets on the way from a place to another, or 0."""
         (low, before), (high, after) = one, other
-        while high - low > 1 and after - before > LEAP_SECONDS * self._second:
+        while high - low > 1 and after - before > least:
             middle = (low + high) // 2
             time = self._time_at(middle)
             if time is None:
-                return False
+                return 0
             if time - before > after - time:
                 high, after = middle, time
             else:
                 low, before = middle, time
-        return after - before > LEAP_SECONDS * self._second
+        return after - before if after - before > least else 0
 
     def _time_at(self, place: int) -> Ticks | None:
         """When the first packet after a place in the file is decoded."""

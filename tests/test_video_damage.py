@@ -131,6 +131,15 @@ def test_a_clock_that_starts_over_or_leaps_hides_no_frame(
         assert len(found) == 1
 
 
+def test_a_hole_in_a_recording_keeps_its_times(tmp_path: Path) -> None:
+    """Nor does one of a low frame rate leap from frame to frame."""
+    hole = [2 * number + (90 if number > 60 else 0) for number in range(120)]
+    for times in (hole, *([100 * number for number in range(count)] for count in (8, 12, 40))):
+        path = make_video(tmp_path / "a.ts", len(times), pts_seconds=times, options={"bf": "0"})
+        assert not any("starts over" in note for note in probe(path).warnings)
+        assert read_frames(path, len(times)).pts_seconds.tolist() == pytest.approx(times, abs=1e-3)
+
+
 def too_big() -> bytes:
     buffer = io.BytesIO()
     Image.new("L", (9000, 9000)).save(buffer, "png")
