@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import subprocess
@@ -11,6 +10,8 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from salcap.hashing import file_sha256
 
 _CORE = (
     *("torch", "transformers", "av", "numpy", "pycocoevalcap", "accelerate", "safetensors", "huggingface_hub"),
@@ -79,7 +80,7 @@ def bundled_faults(folder: Path = _WEIGHTS) -> dict[str, str]:
         digest, name = line.split()
         if not (folder / name).is_file():
             faults[name] = "missing"
-        elif hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
+        elif file_sha256(folder / name) != digest:
             faults[name] = "changed"
     return faults
 

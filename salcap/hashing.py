@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def file_sha256(path: Path) -> str:
@@ -28,6 +29,8 @@ def weights_sha256(model: nn.Module) -> str | None:
 
 
 def _state_sha256(model: nn.Module) -> str | None:
+    import torch  # not before there are weights: outputs and the doctor do without
+
     digest, state = hashlib.sha256(), model.state_dict()
     if any(tensor.is_meta for tensor in state.values()):
         return None

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
-from itertools import chain, dropwhile, groupby, islice, pairwise
+from itertools import chain, dropwhile, groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -200,7 +200,7 @@ class Timeline(ABC):
         """When the first packet after a place in the file is decoded."""
         if not self.seek_byte(place):
             return None
-        return next((packet.dts for packet in islice(self.packets(0), 1)), None)
+        return next((packet.dts for packet in self.packets(0)), None)
 
     def _read_ends(self, max_errors: int = 0) -> tuple[Ticks, Ticks] | None:
         """Read on to the end of the file: the latest end of a packet of this stream, and of one of any other."""

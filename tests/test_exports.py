@@ -57,6 +57,11 @@ def test_importing_salcap_is_light() -> None:
     assert loaded.split() == []
 
 
+def test_what_needs_no_model_loads_no_torch() -> None:
+    code = "import sys, salcap.doctor, salcap.evaluation.captions, salcap.manifest, salcap.outputs"
+    assert run_python(f"{code}; print('torch' in sys.modules)").split() == ["False"]
+
+
 def test_help_loads_no_model_code() -> None:
     heavy = (*HEAVY, "torch", "torchvision", "transformers")
     code = f"""
