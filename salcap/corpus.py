@@ -87,6 +87,7 @@ def caption_corpus(
     overwrite: bool = False,
     retry_failed: bool = False,
     lessen: bool = True,
+    min_score: float | None = None,
     settings: Mapping[str, Any] | None = None,
     progress: Callable[[Record, int, int], object] = lambda record, done, total: None,
     **generation: Any,
@@ -125,6 +126,8 @@ def caption_corpus(
         overwrite: replace ``output``.
         retry_failed: caption again what failed in earlier runs.
         lessen: False: a clip that alone is out of memory fails, rather than be captioned from less than was asked for.
+        min_score: adds ``low_confidence`` to each record: whether the caption's score is below this (None if it has no
+            score).
         settings: JSON-ready; what else an earlier run on the same output must have had in common with this one.
         progress: called after each record with it, how many are done in this run, and how many there are to do.
 
@@ -152,6 +155,8 @@ def caption_corpus(
         raise ValueError(f"shard must be i of n with 1 <= i <= n, got {part} of {parts}")
     if parts > 1 and output is None:
         raise ValueError("shards need an output, in which they are merged")
+    if min_score is not None and not math.isfinite(min_score):
+        raise ValueError(f"min_score must be a finite number, got {min_score}")
     windows = None if windows is None else check_windows(windows)
     mine = items[part - 1 :: parts]
     if num_workers is None:
@@ -165,20 +170,21 @@ def caption_corpus(
         if output is None:
             outcomes: dict[str, str | None] = {}
             todo = _Todo(mine, windows, pool)
-            for record in model.run(todo, pool):
+            for record in _marked(model.run(todo, pool), min_score):
                 outcomes[record["id"]] = record["error_class"]
                 progress(record, len(outcomes), todo.total)
             return CorpusSummary(len(outcomes), len(outcomes), count_errors(outcomes.values()), None)
 
-        cut = {} if windows is None else {"windows": windows}
-        output, settings = Path(output), {**model.settings, **cut, **(settings or {})}
+        asked = {"windows": windows, "min_score": min_score}
+        asked = {name: value for name, value in asked.items() if value is not None}
+        output, settings = Path(output), {**model.settings, **asked, **(settings or {})}
         files = [part_path(output, number, parts) for number in range(1, parts + 1)]
         if parts > 1 and output.exists() and not overwrite:
             check_settings(output, settings)
         with RecordFile(files[part - 1], settings, overwrite, retry_failed) as file:
             model.succeeded = None in file.outcomes.values()
             todo, done = _Todo(mine, windows, pool, file), 0
-            for done, record in enumerate(model.run(todo, pool), 1):
+            for done, record in enumerate(_marked(model.run(todo, pool), min_score), 1):
                 file.write(record)
                 if done % (batch_size or 1) == 0 or done == todo.total:
                     file.sync()
@@ -197,6 +203,15 @@ def caption_corpus(
         return CorpusSummary(len(found), done, count_errors(found), None)
     found = [record["error_class"] for record in read_records(output)]
     return CorpusSummary(len(found), done, count_errors(found), output)
+
+
+def _marked(records: Iterator[Record], min_score: float | None) -> Iterator[Record]:
+    """The records, each with ``low_confidence`` if there is a ``min_score``."""
+    for record in records:
+        if min_score is not None:
+            score = record["score"]
+            record["low_confidence"] = None if score is None else score < min_score
+        yield record
 
 
 def _path(item: Any) -> str:

@@ -29,6 +29,14 @@ def clips(tmp_path) -> Path:
     return clips
 
 
+def test_caption_marks_low_scores(folder, clips, tmp_path):
+    options = ("--model", folder, "--num-frames", 1, "--output", tmp_path / "out.jsonl")
+    assert run("caption", clips / "a.mp4", *options, "--min-score", 0).exit_code == 0
+    (record,) = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    assert record["low_confidence"] is True
+    assert run("caption", clips / "a.mp4", *options, "--min-score", "nan").exit_code == 2
+
+
 def test_caption_goes_on_with_its_output_and_exports_it(folder, clips, tmp_path):
     out, table = tmp_path / "out.jsonl", tmp_path / "out.csv"
     options = ("--model", folder, "--num-frames", 1, "--workers", 0, "--output", out)

@@ -231,6 +231,20 @@ def test_failures_are_retried_where_asked(captioner, tmp_path, monkeypatch):
     assert list(captions(out)) == ["a.mp4", "broken.mp4"]
 
 
+def test_captions_below_the_least_score_are_marked(captioner, tmp_path):
+    records = {}
+    for name, min_score in (("plain", None), ("low", -0.01), ("high", -99.0)):
+        out = tmp_path / f"{name}.jsonl"
+        caption_corpus(captioner, ["a.mp4", "broken.mp4"], out, min_score=min_score, **FAST)
+        records[name] = list(read_records(out))
+    assert all("low_confidence" not in record for record in records["plain"])
+    assert -99.0 < records["plain"][0]["score"] < -0.01
+    assert [record["low_confidence"] for record in records["low"]] == [True, None]
+    assert [record["low_confidence"] for record in records["high"]] == [False, None]
+    with pytest.raises(ValueError, match="min_score"):
+        caption_corpus(captioner, ["a.mp4"], tmp_path / "high.jsonl", min_score=-9.0, **FAST)
+
+
 def test_out_of_memory_less_is_seen_and_the_record_says_so(captioner, tmp_path, monkeypatch):
     generate, calls = captioner.captioner.generate, []
 

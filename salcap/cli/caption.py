@@ -94,6 +94,10 @@ def caption(
     time_limit: Annotated[
         float | None, typer.Option(min=0.001, help="Seconds for reading one clip; default: 300 where processes read.")
     ] = None,
+    min_score: Annotated[
+        float | None,
+        typer.Option(help="Mark captions whose score is below this as low_confidence in the records, e.g. -1.5."),
+    ] = None,
     shard: Annotated[str | None, typer.Option(help="I/N: the I-th of N parts; the last one done merges them.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -165,6 +169,7 @@ def caption(
                     shard=(part, parts),
                     overwrite=overwrite,
                     retry_failed=retry_failed,
+                    min_score=min_score,
                     settings=given(dtype=dtype),
                     progress=report,
                     **given(num_beams=num_beams, max_new_tokens=max_new_tokens),
