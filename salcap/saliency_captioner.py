@@ -16,10 +16,11 @@ from torch import Tensor
 from salcap.caption import Caption, timed
 from salcap.captioners.base import Captioner, GeneratedText
 from salcap.config import Weighting, check_choice, resolve_weighting
+from salcap.decoded import is_decoder
 from salcap.frames import Frames
 from salcap.saliency import SaliencyModel, check_registered_name, create_saliency
 from salcap.sampling import FRAME_CHOICES, choose_frames, presample_size
-from salcap.sources import ClipSource, Video, clip_source, is_video
+from salcap.sources import ClipSource, Video, clip_source, is_video, open_column
 from salcap.views import finer, make_views, view_size
 from salcap.weighting.zoom import cut_maps, zoom_boxes
 from salcap.windows import Windows, cut_windows
@@ -168,8 +169,8 @@ class SaliencyCaptioner:
         """Caption one video.
 
         Args:
-            video: a path, a binary file that can seek, a file's bytes, `Frames`, or uint8 RGB frames (T, H, W, 3) taken
-                to be one second apart.
+            video: a path, a binary file that can seek, a file's bytes, `Frames`, uint8 RGB frames (T, H, W, 3) taken
+                to be one second apart, or what a ``Video`` column of ``datasets`` holds, decoded or not.
             num_frames: frames to look at; None means 8, or as many as the model takes where that is fewer. With mode
                 "zoom" the captioner gets two views of each: the whole frame, and a crop of the source's own pixels
                 around where people look (`salcap.weighting.zoom`).
@@ -246,7 +247,8 @@ class SaliencyCaptioner:
         Raises:
             TypeError: frames, which have no cuts to be found.
         """
-        if isinstance(video, Frames | np.ndarray | Tensor) or not is_video(video):
+        video, _ = open_column(video) if is_video(video) else (video, None)
+        if isinstance(video, Frames | np.ndarray | Tensor) or is_decoder(video) or not is_video(video):
             raise TypeError(
                 f"windows are cut out of files (a path, an open one, its bytes), got {type(video).__name__}"
             )

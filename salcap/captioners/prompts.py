@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-Prompt = str | Sequence[Mapping[str, Any]]
+Prompt: TypeAlias = Any  # text, or chat messages; families without a chat narrow it to text
 Message = dict[str, Any]
 
 _HOW = (
