@@ -9,14 +9,12 @@ from numbers import Integral
 from os import PathLike
 from typing import Any, BinaryIO
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from salcap.caption import Caption, timed
 from salcap.captioners.base import Captioner, GeneratedText
 from salcap.config import Weighting, check_choice, resolve_weighting
-from salcap.decoded import is_decoder
 from salcap.frames import Frames
 from salcap.saliency import SaliencyModel, check_registered_name, create_saliency
 from salcap.sampling import FRAME_CHOICES, choose_frames, presample_size
@@ -247,12 +245,11 @@ class SaliencyCaptioner:
         Raises:
             TypeError: frames, which have no cuts to be found.
         """
-        video, _ = open_column(video) if is_video(video) else (video, None)
-        if isinstance(video, Frames | np.ndarray | Tensor) or is_decoder(video) or not is_video(video):
+        if not clip_source(video).from_file:
             raise TypeError(
                 f"windows are cut out of files (a path, an open one, its bytes), got {type(video).__name__}"
             )
-        for start, end in cut_windows(video, windows, start_seconds, end_seconds):
+        for start, end in cut_windows(open_column(video)[0], windows, start_seconds, end_seconds):
             yield self.caption(video, start_seconds=start, end_seconds=end, **options)
 
     def caption_clips(

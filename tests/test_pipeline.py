@@ -14,6 +14,7 @@ import tiny_models
 import torch
 from test_captioners import make_clip
 from test_exports import run_python
+from transformers.pipelines import pt_utils
 
 import salcap
 from salcap.decoded import read_decoded
@@ -378,6 +379,8 @@ def test_a_video_of_a_data_set_is_its_file_or_bytes(pipe: CaptionPipeline, whole
             records = list(pipe(videos if videos is rows else iter(rows), num_workers=num_workers, **FEW))
             assert [record["error_class"] for record in records] == [None, "VideoDecodeError", "TypeError"]
             assert content(records[0]) == expected
+    column = pt_utils.KeyDataset([{"video": row, "label": 1} for row in rows], "video")
+    assert [record["error_class"] for record in pipe(column, **FEW)] == [None, "VideoDecodeError", "TypeError"]
     windows = [list(pipe.captioner.caption_windows(video, 1.0, **FEW)) for video in (SAMPLE, rows[0])]
     assert [caption.text for caption in windows[0]] == [caption.text for caption in windows[1]]
 

@@ -239,14 +239,8 @@ class CaptionerFamily(ABC):
         return [texts[i] for i in range(len(clips))]
 
     def check_prompt(self, clips: Sequence[Frames], prompt: Any) -> None:
-        """Refuse a prompt that the model cannot be asked about these clips.
-
-        Raises:
-            ValueError: the family takes no text, or not such a one.
-        """
-        if self.default_prompt is None:
-            raise ValueError(f"{self.name} takes no prompt: it captions without being asked, got {prompt!r}")
-        check_text(prompt, self.name)
+        """Raise a ValueError for a prompt that the model cannot be asked about these clips."""
+        check_text(prompt, self.name, takes_text=self.default_prompt is not None)
 
     @in_turns
     def give(

@@ -23,16 +23,19 @@ _PLACEHOLDERS = (
 _SPEAKER = re.compile(r"^\s*(user|human)\s*:|\bassistant\s*:\s*$", re.IGNORECASE)
 
 
-def check_text(prompt: Any, name: str, strange: Iterable[str] = ()) -> None:
+def check_text(prompt: Any, name: str, strange: Iterable[str] = (), takes_text: bool = True) -> None:
     """Refuse a prompt that cannot be read as plain text.
 
     Args:
         name: of the model, for the message.
         strange: more strings that the text must not hold.
+        takes_text: whether the model reads a prompt at all.
 
     Raises:
-        ValueError: not a string, or one with a placeholder.
+        ValueError: a model that reads none, not a string, or one with a placeholder.
     """
+    if not takes_text:
+        raise ValueError(f"{name} takes no prompt: it captions without being asked, got {prompt!r}")
     if not isinstance(prompt, str):
         raise ValueError(f"the prompt of {name} is a string, not messages, got {prompt!r}; {_HOW}")
     found = next((mark for mark in (*_PLACEHOLDERS, *strange) if mark in prompt), None)
