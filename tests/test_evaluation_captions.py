@@ -420,6 +420,10 @@ def test_load_references_and_candidates_of_one_file(tmp_path: Path) -> None:
     "raw, message",
     [
         (b"a dog", "is not JSON"),
+        (
+            b'{"id": "a", "caption": "x", "error_class": null}\n{"id": "b", "cap',
+            "is not JSON: line 2, Unterminated string",
+        ),
         (b"", "is not JSON"),
         (b"[" * 100_000, "is not JSON"),
         (gzip.compress(b'{"a": "x"}', mtime=0)[:-9], "is not JSON"),

@@ -131,10 +131,19 @@ def _read_json(path: Path) -> Any:
             except json.JSONDecodeError as error:
                 if not error.msg.startswith("Extra data"):
                     raise
-        text = raw.decode(json.detect_encoding(raw), "surrogatepass")
-        return [json.loads(line) for line in text.split("\n") if line.strip()]
+        return _parse_lines(raw.decode(json.detect_encoding(raw), "surrogatepass"))
     except (ValueError, RecursionError, OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is not JSON: {error}; allowed: {FORMS}") from error
+
+
+def _parse_lines(text: str) -> list[Any]:
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number}, {error.msg}, in {line[:80]!r}") from error
+    return rows
 
 
 def _is_rows(value: Any) -> bool:
