@@ -396,7 +396,7 @@ def test_load_references_of_msrvtts_annotation_file(tmp_path: Path, caplog: pyte
 def test_ids_that_are_paths_are_matched_to_names(caplog: pytest.LogCaptureFixture) -> None:
     truths = {"v1": ["x"], "v2": ["y"]}
     assert match_ids(truths, {"clips/v1.mp4": "x", "clips/v2.webm": "y"}) == {"v1": "x", "v2": "y"}
-    assert "without folder and suffix, as 'v1' for 'clips/v1.mp4'" in caplog.text
+    assert "folder and suffix are left out, as in 'v1' for 'clips/v1.mp4'" in caplog.text
     caplog.clear()
     for candidates in (
         {"v1": "x", "clips/v2.mp4": "y"},  # one of them has a reference

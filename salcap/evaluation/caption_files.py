@@ -96,14 +96,15 @@ def match_ids(references: Mapping[str, Any], candidates: Mapping[str, str]) -> M
     """The candidates by the references' ids, if their own ids are paths of files that have these names.
 
     ``salcap caption`` names the videos of a folder by their paths (``clips/video7.mp4``), data sets without folder and
-    suffix (``video7``). A warning says so. Candidates of which any has a reference are returned as they are.
+    suffix (``video7``). A warning says so. The candidates are returned as they are if any of them has a reference, or
+    if two files have the same name.
     """
     stems = {PurePath(key).stem: text for key, text in candidates.items()}
     if candidates.keys() & references.keys() or len(stems) < len(candidates) or not stems.keys() & references.keys():
         return candidates
     first = next(iter(candidates))
     logger.warning(
-        "candidates are named by files, references are not: ids are compared without folder and suffix, as %r for %r",
+        "the candidates' ids are paths, the references' are not: folder and suffix are left out, as in %r for %r",
         PurePath(first).stem,
         first,
     )
