@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import glob
 import json
 import logging
 import math
 import os
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +83,7 @@ def find_items(
         path = Path(source)
         if path.is_dir():
             items += [Item(str(file)) for file in _files_in(path, recursive)]
-        elif path.suffix in MANIFESTS and path.is_file():
+        elif path.suffix.lower() in MANIFESTS and path.is_file():
             items += read_manifest(path)
         elif glob.has_magic(source) and not path.exists():
             found = sorted(file for file in glob.glob(source, recursive=True) if not os.path.isdir(file))
@@ -148,44 +151,152 @@ def _walk(folder: Path, recursive: bool) -> Iterator[Path]:
 
 
 def read_manifest(path: str | Path) -> list[Item]:
-    """Items of a file: .txt with a path a line; .jsonl or .csv with ``path`` and, where they are given, ``id``,
-    ``start_seconds`` and ``end_seconds``. Other keys are left alone; paths are relative to the manifest's folder.
+    """Read the items of a manifest: a .txt file with one path a line, or a .jsonl or .csv file with named columns.
+
+    The columns are ``path`` (or ``video``) and, if wanted, ``id``, ``start_seconds`` (or ``start``) and ``end_seconds``
+    (or ``end``), as in the data set ``videos``. Paths are relative to the manifest's folder. Blanks around names and
+    values are stripped, unless a file has them in its name. A column that nearly matches one of these is an error. A
+    warning names the other columns, which are not read.
 
     Raises:
-        ValueError: not such a file; the message names the line.
+        ValueError: the file is not a manifest; the message names the line or the column.
     """
     path = Path(path)
+    kind = path.suffix.lower()
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows: list[tuple[int, Any]]
-            if path.suffix == ".csv":
-                reader = csv.DictReader(file)
-                rows = [(reader.line_num, row) for row in reader]
-            elif path.suffix == ".jsonl":
+            if kind == ".csv":
+                rows = _csv_rows(file)
+            elif kind == ".jsonl":
                 rows = [(number, json.loads(line)) for number, line in enumerate(file, 1) if line.strip()]
             else:
                 names = ((number, line.rstrip("\r\n")) for number, line in enumerate(file, 1))
                 rows = [(number, {"path": name}) for number, name in names if name.strip()]
     except (ValueError, csv.Error) as error:
-        raise ValueError(f"manifest {path} cannot be read as {path.suffix}: {error}") from error
+        raise ValueError(f"manifest {path} cannot be read as {kind}: {error}") from error
     if not rows:
         raise ValueError(f"manifest {path} names no videos")
-    return [_item(row, path.parent, f"manifest {path}, line {number}") for number, row in rows]
+    items, unread = [], dict[str, None]()
+    for number, row in rows:
+        item, others = _item(row, path.parent, f"manifest {path}, line {number}")
+        items.append(item)
+        unread |= dict.fromkeys(others)
+    if unread:
+        log.warning("manifest %s: these columns are not read: %s", path, _listed(unread))
+    return items
 
 
-def _item(row: Any, folder: Path, where: str) -> Item:
-    name = row.get("path") if isinstance(row, dict) else None
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"{where}: expected a path, got {row!r}")
-    times: list[float | None] = []
-    for key in ("start_seconds", "end_seconds"):
-        value = row.get(key)
-        try:
-            times.append(None if value in (None, "") else float(value))
-        except (TypeError, ValueError):
-            raise ValueError(f"{where}: {key} must be a number of seconds, got {value!r}") from None
+def _csv_rows(file: Iterable[str]) -> list[tuple[int, Any]]:
+    """The rows of a CSV file by column name, each with the number of its last line."""
+    lines = csv.reader(file, skipinitialspace=True)
+    header = next(filter(None, lines), [])
+    _match_columns(tuple(header))  # a dict would hide columns that have the same name
+    rows: list[tuple[int, Any]] = []
+    for line in filter(None, lines):
+        if any(cell.strip() for cell in line[len(header) :]):
+            raise ValueError(
+                f"line {lines.line_num} has {len(line)} values for {len(header)} columns: {line}; a value with a comma"
+                " needs quotation marks"
+            )
+        rows.append((lines.line_num, dict(zip(header, line, strict=False))))
+    return rows
+
+
+def _item(row: Any, folder: Path, where: str) -> tuple[Item, tuple[str, ...]]:
+    """The item of a row, and the columns that were not read."""
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: expected an object with a path, got {row!r}")
     try:
-        identity = row.get("id")
-        return Item(name if "://" in name else str(folder / name), "" if identity is None else str(identity), *times)
+        columns, others = _match_columns(tuple(row))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    values = {field: row.get(name) for field, name in columns.items()}
+    name = values["path"]
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(f"{where}: expected a path, got {row!r}")
+    if name != name.strip() and not (folder / name).exists():
+        name = name.strip()
+    times: list[float | None] = []
+    for field in ("start_seconds", "end_seconds"):
+        value = values.get(field)
+        if isinstance(value, str):
+            value = value.strip() or None
+        try:
+            if isinstance(value, bool):
+                raise TypeError
+            times.append(None if value is None else float(value))
+        except (TypeError, ValueError):
+            raise ValueError(f"{where}: {columns[field]} must be a number of seconds, got {value!r}") from None
+    identity = values.get("id")
+    try:
+        item = Item(
+            name if "://" in name else str(folder / name), "" if identity is None else str(identity).strip(), *times
+        )
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+    return item, others
+
+
+# What an item is made of, by the names that a column may have. Only the first name that occurs is read for "path", as
+# records of windows have a ``video`` beside it.
+_COLUMNS = {
+    "path": ("path", "video"),
+    "id": ("id",),
+    "start_seconds": ("start_seconds", "start"),
+    "end_seconds": ("end_seconds", "end"),
+}
+_ALLOWED = "path (or video), id, start_seconds (or start), end_seconds (or end)"
+
+
+@lru_cache(maxsize=64)  # the rows of a file mostly have the same columns
+def _match_columns(names: tuple[str, ...]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """For each part of an item the column that gives it, and the columns that give none.
+
+    Raises:
+        ValueError: no path, two columns for one thing, or a column that may have been meant for one that is not there.
+    """
+    columns: dict[str, str] = {}
+    for field, spellings in _COLUMNS.items():
+        given = [name for name in names if name.strip() in spellings]
+        if field == "path" and any(name.strip() == "path" for name in given):
+            given = [name for name in given if name.strip() == "path"]
+        if len(given) > 1:
+            raise ValueError(f"the columns {_listed(given)} are for the same thing; give one of them")
+        columns |= dict.fromkeys([field] if given else [], *given)
+    others = tuple(name for name in names if name not in columns.values())
+    if len(names) == 1 and not columns and re.search(r"[;\t|]", names[0]):
+        raise ValueError(f"columns must be separated by commas, got {names[0]!r}")
+    for name in others:
+        if (meant := _nearest(name)) is not None and meant not in columns:
+            hint = f"unknown column {name!r}; did you mean {meant!r}? Rename or remove it"
+            raise ValueError(f"{hint}; allowed: {_ALLOWED}")
+    if "path" not in columns:
+        raise ValueError(f"expected a path; there is no column for it in {_listed(names)}; allowed: {_ALLOWED}")
+    return columns, tuple(name for name in others if name.strip())
+
+
+_MOMENTS = {"start": "start_seconds", "begin": "start_seconds", "end": "end_seconds", "stop": "end_seconds"}
+_WHOLE = {"path": "path", "paths": "path", "video": "path", "id": "id", "from": "start_seconds", "to": "end_seconds"}
+
+
+def _nearest(name: str) -> str | None:
+    """What a column was perhaps meant for, if it has other capitals, marks or units, or a slip of the pen."""
+    words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
+    if (meant := _WHOLE.get("".join(words))) is not None:
+        return meant
+    for word in words:
+        for moment, meant in _MOMENTS.items():
+            swapped = {moment[:i] + moment[i + 1] + moment[i] + moment[i + 2 :] for i in range(len(moment) - 1)}
+            unit = r"(s|ms|secs?|seconds?|times?|timestamps?|ts|pts|frames?)?"
+            if re.fullmatch(moment + unit, word) or word in swapped:
+                return meant
+        if close := difflib.get_close_matches(word, ("start", "begin"), 1, 0.85):
+            return _MOMENTS[close[0]]
+    close = difflib.get_close_matches("".join(words), ("startseconds", "endseconds"), 1, 0.85)
+    return f"{close[0].removesuffix('seconds')}_seconds" if close else None
+
+
+def _listed(names: Iterable[str], most: int = 8) -> str:
+    shown = [repr(name) for name in names]
+    return ", ".join(shown[:most]) + (", ..." if len(shown) > most else "")

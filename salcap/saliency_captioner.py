@@ -9,7 +9,6 @@ from numbers import Integral
 from os import PathLike
 from typing import Any, BinaryIO
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from salcap.config import Weighting, check_choice, resolve_weighting
 from salcap.frames import Frames
 from salcap.saliency import SaliencyModel, check_registered_name, create_saliency
 from salcap.sampling import FRAME_CHOICES, choose_frames, presample_size
-from salcap.sources import ClipSource, Video, clip_source, is_video
+from salcap.sources import ClipSource, Video, clip_source, is_video, open_column
 from salcap.views import finer, make_views, view_size
 from salcap.weighting.zoom import cut_maps, zoom_boxes
 from salcap.windows import Windows, cut_windows
@@ -168,8 +167,8 @@ class SaliencyCaptioner:
         """Caption one video.
 
         Args:
-            video: a path, a binary file that can seek, a file's bytes, `Frames`, or uint8 RGB frames (T, H, W, 3) taken
-                to be one second apart.
+            video: a path, a binary file that can seek, a file's bytes, `Frames`, uint8 RGB frames (T, H, W, 3) taken
+                to be one second apart, or what a ``Video`` column of ``datasets`` holds, decoded or not.
             num_frames: frames to look at; None means 8, or as many as the model takes where that is fewer. With mode
                 "zoom" the captioner gets two views of each: the whole frame, and a crop of the source's own pixels
                 around where people look (`salcap.weighting.zoom`).
@@ -246,11 +245,11 @@ class SaliencyCaptioner:
         Raises:
             TypeError: frames, which have no cuts to be found.
         """
-        if isinstance(video, Frames | np.ndarray | Tensor) or not is_video(video):
+        if not clip_source(video).from_file:
             raise TypeError(
                 f"windows are cut out of files (a path, an open one, its bytes), got {type(video).__name__}"
             )
-        for start, end in cut_windows(video, windows, start_seconds, end_seconds):
+        for start, end in cut_windows(open_column(video)[0], windows, start_seconds, end_seconds):
             yield self.caption(video, start_seconds=start, end_seconds=end, **options)
 
     def caption_clips(

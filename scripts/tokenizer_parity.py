@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from salcap.evaluation import ptb
-from salcap.evaluation.captions import PTB_JAR, PUNCTUATION, load_captions
+from salcap.evaluation.caption_files import load_captions
+from salcap.evaluation.captions import PTB_JAR, PUNCTUATION
 from salcap.evaluation.java import ptb_tokenize
 
 

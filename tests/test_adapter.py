@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch.nn import functional as F
 
 from salcap.saliency import (
     OnnxSaliency,
@@ -69,13 +70,35 @@ def test_impossible_pixels_of_a_log_density_stay_impossible():
     assert to_log_density(maps, "log_density") is maps
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_rounding_beyond_the_range_is_taken_as_its_end(dtype):
+    eps = torch.finfo(dtype).eps
+    exact = torch.tensor([[[1.0, 0.5, 0.0]]], dtype=dtype)
+    rounded = torch.tensor([[[1.0 + eps, 0.5, -eps / 2]]], dtype=dtype)
+    assert torch.equal(to_log_density(rounded, "probability"), to_log_density(exact, "probability"))
+    rounded[0, 0, 0] = 1.0
+    for scale in (1, 64):
+        assert torch.equal(to_log_density(scale * rounded, "density"), to_log_density(scale * exact, "density"))
+
+
+def test_a_sigmoid_enlarged_by_bicubic_interpolation_is_a_probability():
+    def answer(images):
+        return F.interpolate(torch.ones(len(images), 1, 14, 14), (100, 177), mode="bicubic", align_corners=False)
+
+    assert answer([0]).max() > 1  # by rounding
+    log_density = TorchSaliency(Probe(answer), output="probability").predict(draw_pixels(), "native")
+    torch.testing.assert_close(log_density.exp(), torch.full((2, 100, 177), 1 / 17700))
+
+
 @pytest.mark.parametrize(
     "output, value, message",
     [
-        ("density", -0.1, "must be finite and not below 0, got values from -0.1"),
+        ("density", -0.1, "must be finite and not below 0 .*, got values from -0.1"),
         ("density", float("nan"), "got values from nan"),
         ("density", float("inf"), "to inf"),
-        ("probability", 1.5, "must be 0..1, got values from 0 to 1.5"),
+        ("probability", 1.5, r"must be 0..1 \(give or take 0.001 for rounding\), got values from 0 to 1.5"),
+        ("probability", 1.0011, "to 1.00109994"),
+        ("probability", -0.0011, "got values from -0.00109"),
         ("probabilities", 0.5, "unknown output 'probabilities', allowed: .*; did you mean 'probability'"),
     ],
 )

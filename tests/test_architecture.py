@@ -31,6 +31,7 @@ ROWS = (
     (
         "captioners",
         "datasets",
+        "decoded",
         "manifest",
         "outputs",
         "saliency",

@@ -199,6 +199,25 @@ def test_score_without_java(tmp_path, monkeypatch):
     assert run(*command, "--tokenizer", "nltk").exit_code == 2
 
 
+def test_score_reads_what_salcap_and_msrvtt_write(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    texts, splits = {"v1": "a dog runs", "v2": "men play chess", "v3": "a cat"}, ("test", "test", "train")
+    videos = [{"video_id": name, "split": split} for name, split in zip(texts, splits, strict=True)]
+    sentences = [{"video_id": name, "caption": text} for name, text in texts.items()]
+    (tmp_path / "r.json").write_text(json.dumps({"videos": videos, "sentences": sentences}))
+    records = [{"id": f"clips/{name}.mp4", "caption": texts[name], "error_class": None} for name in ("v1", "v2")]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    command = ("score", "--references", tmp_path / "r.json", "--candidates", tmp_path / "c.jsonl", "--json")
+    scores = json.loads(run(*command, "--split", "test").stdout)
+    assert scores["bleu_1"] == pytest.approx(1.0, abs=1e-6)
+    assert "ids differ: 1 references without candidate: 'v3'" in run(*command).stderr
+    (tmp_path / "c.jsonl").write_text("id,caption\nv1,a dog\n")
+    result = run(*command)
+    assert result.exit_code == 2
+    assert "c.jsonl is not JSON" in result.stderr
+    assert "allowed: JSON {id: caption or [captions]}, results as a list of {image_id or video_id" in result.stderr
+
+
 def test_evaluate(folder, tmp_path, java, shared):
     out = tmp_path / "rows.json"
     result = run(

@@ -14,15 +14,10 @@ import psutil
 import pytest
 
 from salcap.evaluation import captions as scoring
-from salcap.evaluation.captions import (
-    load_candidates,
-    load_captions,
-    load_references,
-    score_captions,
-    score_report,
-    score_reports,
-)
+from salcap.evaluation.caption_files import load_candidates, load_captions, load_references, match_ids
+from salcap.evaluation.captions import score_captions, score_report, score_reports
 from salcap.evaluation.java import MetricError, meteor, ptb_tokenize, run_java, spice
+from salcap.records import to_line
 
 REFERENCES = {
     "a": ["A man is playing a guitar.", "a guy plays music"],
@@ -320,13 +315,96 @@ def test_unknown_metric_fails() -> None:
         ({"a": "één", "b": ["x", "y"]}, {"a": ["één"], "b": ["x", "y"]}),
         ([{"image_id": 7, "caption": "x"}, {"image_id": 9, "caption": "y", "id": 1}], {"7": ["x"], "9": ["y"]}),
         ({"images": [], "annotations": [{"image_id": "v", "caption": c} for c in "xy"]}, {"v": ["x", "y"]}),
+        ({"annotations": []}, {}),
+        ([{"video_id": "v", "caption": "x"}, {"video_id": 9, "caption": "y"}], {"v": ["x"], "9": ["y"]}),
+        ([{"id": "v", "caption": "x", "error_class": None}], {"v": ["x"]}),
+        ({"version": "1", "result": [{"video_id": "v", "caption": "x"}], "external_data": {}}, {"v": ["x"]}),
+        (
+            {"v": [{"caption": "x"}, {"image_id": "v", "caption": "y"}], "w": {"caption": "z"}},
+            {"v": ["x", "y"], "w": ["z"]},
+        ),
+        (
+            {"id": "a dog", "caption": "a cat", "results": ["x"]},
+            {"id": ["a dog"], "caption": ["a cat"], "results": ["x"]},
+        ),
     ],
-    ids=["mapping", "coco results", "coco annotations"],
+    ids=[
+        *("mapping", "coco results", "coco annotations", "no annotations", "results by video_id", "a list of records"),
+        *("results of the MSR-VTT challenge", "captions in objects", "odd names of videos"),
+    ],
 )
 def test_load_captions(content, expected, pack, tmp_path: Path) -> None:
     path = tmp_path / "captions"
     path.write_bytes(pack(json.dumps(content, ensure_ascii=False).encode()))
     assert load_captions(path) == expected
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
+@pytest.mark.parametrize("num_lines", [1, 2])
+@pytest.mark.parametrize("name", ["c.jsonl", "c.json"])  # the latter for who has renamed it
+def test_load_captions_of_records(name: str, num_lines: int, pack, tmp_path: Path) -> None:
+    """Records as `salcap caption` writes them, of whole videos and of windows."""
+    records = [
+        {"id": "a#1", "path": "a.mp4", "caption": "één", "error_class": None, "video": "a", "window": 1},
+        {"id": "b", "path": "b.mp4", "caption": "y\u2028z", "error_class": None},
+    ][:num_lines]
+    path = tmp_path / (name if pack is bytes else f"{name}.gz")
+    path.write_bytes(pack(b"".join(to_line(record) for record in records)))
+    expected = {"a#1": ["één"], "b": ["y\u2028z"]}
+    assert load_captions(path) == {record["id"]: expected[record["id"]] for record in records}
+
+
+def test_load_captions_of_a_video_list(tmp_path: Path) -> None:
+    """The file of the data set ``videos``, whose ids are the videos unless a line says another."""
+    rows = [
+        {"video": "a.mp4", "captions": ["x", "y"], "split": "val"},
+        {"video": "b.mp4", "id": "b", "captions": ["z"]},
+    ]
+    path = tmp_path / "captions.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert load_references(path) == {"a.mp4": ["x", "y"], "b": ["z"]}
+    assert load_references(path, "val") == {"a.mp4": ["x", "y"]}
+
+
+MSRVTT = {
+    "info": {},
+    "videos": [
+        {"video_id": name, "split": split, "start time": 0, "end time": 9}
+        for name, split in (("v1", "test"), ("v2", "validate"), ("v3", "test"))
+    ],
+    "sentences": [
+        {"video_id": f"v{n}", "caption": c, "sen_id": ord(c)} for n, c in ((1, "x"), (2, "y"), (3, "z"), (1, "w"))
+    ],
+}
+
+
+def test_load_references_of_msrvtts_annotation_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "videodatainfo.json"
+    path.write_text(json.dumps(MSRVTT))
+    assert load_references(path, "test") == {"v1": ["x", "w"], "v3": ["z"]}
+    assert load_references(path, "val") == load_references(path, "validate") == {"v2": ["y"]}
+    assert caplog.text == ""
+    assert load_references(path) == {"v1": ["x", "w"], "v2": ["y"], "v3": ["z"]}
+    assert "holds the splits test, validate; all of them are taken" in caplog.text
+    with pytest.raises(ValueError, match=r"unknown split of .*'tests', allowed: test, validate"):
+        load_references(path, "tests")
+    path.write_text('{"v1": ["x"]}')
+    with pytest.raises(ValueError, match="has no splits, got split 'test'"):
+        load_references(path, "test")
+
+
+def test_ids_that_are_paths_are_matched_to_names(caplog: pytest.LogCaptureFixture) -> None:
+    truths = {"v1": ["x"], "v2": ["y"]}
+    assert match_ids(truths, {"clips/v1.mp4": "x", "clips/v2.webm": "y"}) == {"v1": "x", "v2": "y"}
+    assert "folder and suffix are left out, as in 'v1' for 'clips/v1.mp4'" in caplog.text
+    caplog.clear()
+    for candidates in (
+        {"v1": "x", "clips/v2.mp4": "y"},  # one of them has a reference
+        {"a/v1.mp4": "x", "b/v1.mp4": "y"},  # two would be one
+        {"clips/w1.mp4": "x"},
+    ):
+        assert match_ids(truths, candidates) is candidates
+    assert caplog.text == ""
 
 
 def test_load_references_and_candidates_of_one_file(tmp_path: Path) -> None:
@@ -342,13 +420,24 @@ def test_load_references_and_candidates_of_one_file(tmp_path: Path) -> None:
     "raw, message",
     [
         (b"a dog", "is not JSON"),
+        (
+            b'{"id": "a", "caption": "x", "error_class": null}\n{"id": "b", "cap',
+            "is not JSON: line 2, Unterminated string",
+        ),
         (b"", "is not JSON"),
         (b"[" * 100_000, "is not JSON"),
         (gzip.compress(b'{"a": "x"}', mtime=0)[:-9], "is not JSON"),
         (b'{"a": 3}', "a: a caption must be a string, got 3"),
-        (b'{"a": {"caption": "x"}}', "a caption must be a string"),
-        (b'[{"video": 1}]', "expected items with image_id and caption"),
-        (b'"x"', "expected {id: caption} or a list of COCO results, got str"),
+        (b'{"a": {"text": "x"}}', "a caption must be a string, got .*; allowed: JSON {id: caption or .*salcap caption"),
+        (b'{"videos": [{"video_id": "v"}]}', "videos: a caption must be a string"),
+        (b'[{"video": 1}]', "expected items with image_id, video_id or id and caption, got .*; allowed: JSON"),
+        (b'[{"caption": "x"}]', "expected items with image_id, video_id or id and caption"),
+        (b'["a", "b"]', "expected items with image_id, video_id or id and caption, got 'a'"),
+        (b'"x"', "expected captions by id, got str; allowed: JSON {id"),
+        (
+            b'{"id": "a", "caption": null, "error_class": "VideoDecodeError"}',
+            r"'a' has no .* it failed \(VideoDecodeError",
+        ),
     ],
 )
 def test_load_captions_fails(raw: bytes, message: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,87 @@ def test_manifests(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "name, content",
+    [
+        ("m.csv", "path, start_seconds, end_seconds\na.mp4, 1, 2\n"),
+        ("m.csv", "path , start_seconds\t,end_seconds,\n a.mp4 ,1 , 2 ,\n\n"),
+        ("m.csv", "path,start,end\na.mp4,1,2\n"),
+        ("m.csv", 'start, end, "video"\n1, 2, "a.mp4"\n'),
+        ("M.CSV", "\ufeffpath,start,end\r\na.mp4,1,2\r\n"),
+        ("m.jsonl", '{"path ": " a.mp4", "start": 1, "end": "2 "}\n'),
+        ("m.jsonl", '{"video": "a.mp4", "start_seconds": 1, "end": 2, "id": null}\n'),
+    ],
+)
+def test_columns_by_every_name_and_with_blanks(tmp_path: Path, name: str, content: str, caplog: Any) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    assert find_items([tmp_path / name]) == [Item(str(tmp_path / "a.mp4"), "", 1.0, 2.0)]
+    assert caplog.text == ""
+
+
+def test_a_blank_that_is_part_of_a_files_name_stays(tmp_path: Path) -> None:
+    (tmp_path / " a.mp4").touch()
+    (tmp_path / "m.txt").write_text(" a.mp4\n b.mp4 \n")
+    assert [item.path for item in find_items([tmp_path / "m.txt"])] == [
+        str(tmp_path / " a.mp4"),
+        str(tmp_path / "b.mp4"),
+    ]
+
+
+def test_columns_that_are_not_read_are_named_once(tmp_path: Path, caplog: Any) -> None:
+    rows = [{"path": "a.mp4", "id": " x", "fps": 3, "video": "v"}, {"path": "b.mp4", "fps": 3, "state": "NY", "": 1}]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [item.id for item in find_items([tmp_path / "m.jsonl"])] == ["x", str(tmp_path / "b.mp4")]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"manifest {tmp_path / 'm.jsonl'}: these columns are not read: 'fps', 'video', 'state'"
+    ]
+
+
+@pytest.mark.parametrize(
+    "column, meant",
+    [
+        ("Path", "path"),
+        ("ID", "id"),
+        ("Start", "start_seconds"),
+        ("start time", "start_seconds"),
+        ("startSeconds", "start_seconds"),
+        ("start-seconds", "start_seconds"),
+        ("clip_start", "start_seconds"),
+        ("start_ms", "start_seconds"),
+        ("start_second", "start_seconds"),
+        ("begin", "start_seconds"),
+        ("strat", "start_seconds"),
+        ("sart_seconds", "start_seconds"),
+        ("from", "start_seconds"),
+        ("END", "end_seconds"),
+        ("end (s)", "end_seconds"),
+        ("endtime", "end_seconds"),
+        ("ned_seconds", "end_seconds"),
+        ("end_frame", "end_seconds"),
+        ("to", "end_seconds"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_column_that_nearly_matches_fails(tmp_path: Path, column: str, meant: str, suffix: str) -> None:
+    row = {column: "1"} if meant == "path" else {"path": "a.mp4", column: "1"}
+    manifest = tmp_path / f"m{suffix}"
+    manifest.write_text(f"{','.join(row)}\n{','.join(row.values())}\n" if suffix == ".csv" else f"{json.dumps(row)}\n")
+    with pytest.raises(ValueError, match=re.escape(f"unknown column {column!r}; did you mean {meant!r}?")):
+        find_items([manifest])
+
+
+@pytest.mark.parametrize("column", ["weekend", "trend", "state", "stars", "video_id", "duration", "idx"])
+def test_columns_that_only_look_alike_do_not_fail(tmp_path: Path, column: str) -> None:
+    (tmp_path / "m.csv").write_text(f"path,{column}\na.mp4,1\n")
+    assert find_items([tmp_path / "m.csv"]) == [Item(str(tmp_path / "a.mp4"))]
+
+
+def test_a_column_beside_the_one_that_it_resembles_is_not_read(tmp_path: Path, caplog: Any) -> None:
+    (tmp_path / "m.csv").write_text("path,start_seconds,start_frame\na.mp4,1,25\n")
+    assert find_items([tmp_path / "m.csv"]) == [Item(str(tmp_path / "a.mp4"), "", 1.0)]
+    assert "not read: 'start_frame'" in caplog.text
+
+
+@pytest.mark.parametrize(
     "name, content, message",
     [
         ("m.jsonl", '{"path": "a"}\n{"id": "b"}\n', "line 2: expected a path"),
@@ -136,6 +218,13 @@ def test_manifests(folder: Path) -> None:
         ("m.csv", "path,start_seconds\na,soon\n", "line 2: start_seconds must be a number of seconds, got 'soon'"),
         ("m.csv", "path,start_seconds,end_seconds\na,3,2\n", "line 2: a clip must start .* got 3.0 to 2.0 s"),
         ("m.csv", "path,start_seconds\na,nan\n", "line 2: a clip must start"),
+        ("m.csv", "path,start,start_seconds\na,1,2\n", "columns 'start', 'start_seconds' are for the same thing"),
+        ("m.csv", "path, path\na,b\n", "the columns 'path', 'path' are for the same thing"),
+        ("m.csv", "path;start;end\na;1;2\n", "columns must be separated by commas, got 'path;start;end'"),
+        ("m.csv", "file,start\na,1\n", r"no column for it in 'file', 'start'; allowed: path \(or video\), id, start"),
+        ("m.csv", "path,start\na,b.mp4,1\n", "line 2 has 3 values for 2 columns"),
+        ("m.jsonl", '{"path": "a", "start": true}\n', "line 1: start must be a number of seconds, got True"),
+        ("m.jsonl", '["a"]\n', r"line 1: expected an object with a path, got \['a'\]"),
         ("m.txt", "\n", "names no videos"),
         ("m.txt", "a\na\n", "comes twice"),
     ],

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import tiny_models
 import tiny_multimodal
 import torch
 from test_captioners import assert_same_bits, make_clip, make_map, outputs  # noqa: F401
@@ -88,9 +91,100 @@ def test_a_chat_without_place_for_the_video_is_refused():
     processor.chat_template = "{{ messages[0]['content'][1]['text'] }}"
     with pytest.raises(ValueError, match=r"makes 0 of 1 placeholders '<video>': give the model's own processor"):
         load_captioner(tiny.model, processor).generate([make_clip(0)], None, Weighting())
-    captioner = load_captioner(tiny.model, tiny.processor)
+    processor.chat_template = "<video><IMG_CONTEXT>"
     with pytest.raises(ValueError, match=r"the prompt has \[33\] places for \[32\] visual tokens"):
-        captioner.generate([make_clip(0)], None, Weighting(), prompt="<IMG_CONTEXT>")
+        load_captioner(tiny.model, processor).generate([make_clip(0)], None, Weighting())
+    processor.chat_template = "{{ raise_exception('no videos here') }}"
+    with pytest.raises(ValueError, match=r"does not take prompt 'w1': no videos here"):
+        load_captioner(tiny.model, processor).generate([make_clip(0)], None, Weighting(), prompt="w1")
+
+
+# --- prompts from model cards ---
+
+
+@pytest.mark.parametrize("family", CHATS)
+def test_placeholders_and_messages_are_the_chat_that_the_question_alone_is(family):
+    _, captioner = load(family)
+    clip = replace(make_clip(0), source="a.mp4")
+    expected = captioner.chat(clip, "w7 w8")
+    token, video = captioner.chat_token, {"type": "video"}
+    for prompt in (
+        f"{token}\nw7 w8",
+        f"{token} \n w7 w8",
+        f"<|vision_start|>{token}<|vision_end|>w7 w8",
+        [{"role": "user", "content": "w7 w8"}],
+        [{"role": "user", "content": f"{token} w7 w8"}],
+        ({"role": "user", "content": [video, {"type": "text", "text": "w7 w8"}]},),
+        [{"role": "user", "content": [{"type": "text", "text": "w7 w8"}]}],
+        [{"role": "user", "content": [{**video, "path": os.path.abspath("a.mp4")}, {"type": "text", "text": "w7 w8"}]}],
+        [
+            {
+                "role": "user",
+                "content": [{"type": "video_url", "video_url": {"url": "a.mp4"}}, {"type": "text", "text": "w7 w8"}],
+            }
+        ],
+    ):
+        assert captioner.chat(clip, prompt) == expected
+    asked, said, asked_again = (
+        {"role": role, "content": text} for role, text in (("user", "w1"), ("assistant", "w2"), ("user", "w3"))
+    )
+    chat = captioner.chat(clip, [{"role": "system", "content": "w0"}, asked, said, asked_again])
+    places = [chat.index(part) for part in ("w0", token, "w1", "w2", "w3")]
+    assert places == sorted(places)
+    assert chat.count(token) == expected.count(token)
+    between = captioner.chat(clip, f"w7 {token} w8")
+    assert between.index("w7 ") < between.index(token) <= between.rindex(token) < between.index(" w8")
+
+
+def test_a_prompt_with_a_placeholder_captions_as_one_without():
+    _, captioner = load("llava_onevision")
+    asked = "w7 w8", "<video>\nw7 w8", [{"role": "user", "content": "w7 w8"}], "w9"
+    texts = [captioner.generate([make_clip(0)], None, Weighting(), prompt=p, max_new_tokens=3)[0] for p in asked]
+    assert texts[0].score == texts[1].score == texts[2].score != texts[3].score
+    assert texts[0].text == texts[1].text == texts[2].text
+
+
+WORDS_ONLY = "give the question alone, as 'Describe the video.'"
+
+
+@pytest.mark.parametrize(
+    "prompt, message",
+    [
+        ("<video> w1 <video>", f"one place for the video, got 2: .*{WORDS_ONLY}"),
+        ("<|video_pad|>w1", rf"holds '<\|video_pad\|>'; {WORDS_ONLY}"),
+        ("<image>\nw1", f"holds '<image>'; {WORDS_ONLY}"),
+        ("<|im_start|>user\n<video>w1", rf"holds '<\|im_start\|>'; {WORDS_ONLY}"),
+        ("USER: <video>\nw1 ASSISTANT:", f"looks like a whole chat; {WORDS_ONLY}"),
+        (7, r"is a string, or messages such as \[\{'role': 'user', .*got 7"),
+        ([], "is a string, or messages"),
+        (["w1", "w2"], "messages have a role and a content, .* got 'w1'"),
+        ([{"role": "user", "text": "w1"}], "messages have a role and a content"),
+        ([{"role": "user", "content": None}], "content of a message is a string or a list of parts, got None"),
+        ([{"role": "user", "content": [{"type": "audio"}]}], "must be text or video, got {'type': 'audio'}"),
+        ([{"role": "system", "content": "w1"}], r"must end with one of the user, got the roles \['system'\]"),
+        ([{"role": "user", "content": "w"}, {"role": "assistant", "content": "w"}], "end with one of the user"),
+        (
+            [{"role": "user", "content": [{"type": "video", "video": "b.mp4"}]}],
+            "the video is the one that is captioned",
+        ),
+        ([{"role": "user", "content": [{"type": "video", "fps": 1.0}]}], "its settings are those of salcap"),
+        ([{"role": "user", "content": [{"type": "image"}, {"type": "image"}]}], "one place for the video, got 2"),
+    ],
+)
+def test_prompts_that_cannot_be_asked_fail(prompt, message):
+    _, captioner = load("llava_onevision")
+    with pytest.raises(ValueError, match=message):
+        captioner.generate([replace(make_clip(0), source="a.mp4")], None, Weighting(), prompt=prompt, max_new_tokens=1)
+
+
+@pytest.mark.parametrize("family", [*QFORMERS, "blip", "git"])
+def test_families_without_chat_say_how_a_prompt_is_given(family):
+    tiny = tiny_models.FAMILIES[family]() if family in ("blip", "git") else tiny_multimodal.FAMILIES[family]()
+    captioner = load_captioner(tiny.model, tiny.processor)
+    for prompt in ("<image> w1", [{"role": "user", "content": "w1"}]):
+        message = "takes no prompt: it captions" if family == "git" else WORDS_ONLY
+        with pytest.raises(ValueError, match=message):
+            captioner.generate([make_clip(0)], None, Weighting(), prompt=prompt, max_new_tokens=1)
 
 
 def test_llava_next_video_with_another_pooling_is_refused():

@@ -184,6 +184,7 @@ def test_areas_without_anything_to_compare_are_nan():
     [
         (torch.zeros(2, 4, 4), torch.ones(4, 4), r"shape \(2, 4, 4\), got \(4, 4\)"),
         (torch.zeros(4, 4), torch.full((4, 4), -1.0), "at least 0, got -1 to -1"),
+        (torch.zeros(4, 4), torch.eye(4) - 0.0011, "at least 0, got -0.00109"),
         (torch.zeros(4, 4), torch.full((4, 4), float("nan")), "finite"),
         (torch.full((4, 4), float("nan")), torch.ones(4, 4), "NaN"),
         (torch.full((4, 4), float("-inf")), torch.ones(4, 4), "finite value"),
@@ -192,6 +193,15 @@ def test_areas_without_anything_to_compare_are_nan():
 def test_metrics_fail_on_what_is_no_map(metric, log_density, truth, message):
     with pytest.raises(ValueError, match=message):
         metric(log_density, truth)
+
+
+@pytest.mark.parametrize("metric", DENSITY_METRICS, ids=lambda metric: metric.__name__)
+def test_a_density_that_rounding_made_negative_counts_as_zero_there(metric):
+    maps, truth = draw(6, 8), draw(6, 8, seed=2).exp()
+    truth[0, 0] = 0.0
+    exact = truth.clone()
+    truth[0, 0] = -1e-9  # as a Fourier transform leaves it
+    assert torch.equal(metric(maps, truth), metric(maps, exact))
 
 
 # --- agreement with pysaliency ---

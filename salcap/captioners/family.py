@@ -24,6 +24,7 @@ from salcap.captioners.base import GeneratedText
 from salcap.captioners.generation import Turns, check_generation, end_of_prefill, in_turns
 from salcap.captioners.likelihood import PADDING, GivenCaptions, give_captions, mean_log_probs
 from salcap.captioners.preprocessing import FramePreprocessor
+from salcap.captioners.prompts import check_text
 from salcap.captioners.visual_tokens import ClipTokens
 from salcap.config import Weighting, build_dataclass
 from salcap.devices import synchronize
@@ -215,6 +216,8 @@ class CaptionerFamily(ABC):
         """See `Captioner.generate`. Clips of equal shape share a call; the others go after one another."""
         self._check(clips, log_densities, weighting)
         check_generation(self.generator, generation)
+        if generation.get("prompt") is not None:
+            self.check_prompt(clips, generation["prompt"])
         generation = {**generation, "return_dict_in_generate": True, "output_scores": True}
         texts: dict[int, GeneratedText] = {}
         for indices, batch, preprocess_ms in self._batches(clips, log_densities, weighting):
@@ -234,6 +237,10 @@ class CaptionerFamily(ABC):
                 times = {"preprocess_ms": preprocess_ms[row], **timings}
                 texts[index] = GeneratedText(captions[row].strip(), scores[row], result.visual_tokens[row], times)
         return [texts[i] for i in range(len(clips))]
+
+    def check_prompt(self, clips: Sequence[Frames], prompt: Any) -> None:
+        """Raise a ValueError for a prompt that the model cannot be asked about these clips."""
+        check_text(prompt, self.name, takes_text=self.default_prompt is not None)
 
     @in_turns
     def give(

@@ -10,12 +10,14 @@ from typing import Any, ClassVar
 
 import torch
 import transformers
+from jinja2 import TemplateError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
 
 from salcap.captioners.family import CaptionerFamily, ClipBatch, Generation
+from salcap.captioners.prompts import Message, Prompt, to_messages
 from salcap.captioners.visual_tokens import ClipTokens
 from salcap.config import Weighting
 from salcap.frames import Frames
@@ -28,7 +30,8 @@ class MultimodalCaptioner(CaptionerFamily):
 
     Clips of any shape share a call: their prompts are padded on the left. "prune" acts where `look` says, "scale"
     fades the tokens behind the projector, "bias" adds to the scores of the visual keys in every layer of the language
-    model, through a mask of four dimensions. ``generate`` takes one more keyword, ``prompt``: what the model is asked.
+    model, through a mask of four dimensions. ``generate`` takes one more keyword, ``prompt``: what the model is asked,
+    as text or as chat messages, see `salcap.captioners.prompts.to_messages`.
 
     Raises:
         ValueError: a config without the placeholder's id.
@@ -78,7 +81,7 @@ class MultimodalCaptioner(CaptionerFamily):
         super().save_processor(folder)
 
     @abstractmethod
-    def look(self, batch: ClipBatch, prompt: str) -> tuple[list[ClipTokens], list[ClipFeatures]]:
+    def look(self, batch: ClipBatch, prompt: Prompt) -> tuple[list[ClipTokens], list[ClipFeatures]]:
         """What each clip's map does to its tokens, and the tokens as that leaves them, before "scale"."""
 
     @abstractmethod
@@ -124,7 +127,7 @@ class MultimodalCaptioner(CaptionerFamily):
         plans: Sequence[ClipTokens],
         clips: list[ClipFeatures],
         inputs: dict[str, Tensor],
-        prompt: str,
+        prompt: Prompt,
     ) -> dict[str, Any]:
         """What ``generate`` takes: the ids and their mask, and here the embeddings with the tokens at their places."""
         ids = inputs["input_ids"]
@@ -160,7 +163,7 @@ class MultimodalCaptioner(CaptionerFamily):
             for row, frame in zip(plan.bias().split(plan.counts), clip, strict=True)
         ]
 
-    def prompt_ids(self, frames: Frames, counts: Sequence[int], prompt: str) -> list[int]:
+    def prompt_ids(self, frames: Frames, counts: Sequence[int], prompt: Prompt) -> list[int]:
         """The ids of the chat with every placeholder expanded, as the family's processor makes them."""
         text = self.chat(frames, prompt)
         parts, expanded = text.split(self.chat_token), self.expand(frames, counts)
@@ -173,16 +176,33 @@ class MultimodalCaptioner(CaptionerFamily):
         bos = self.tokenizer.bos_token
         return self.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)))["input_ids"]
 
-    def chat(self, frames: Frames, prompt: str) -> str:
+    def chat(self, frames: Frames, prompt: Prompt) -> str:
         """The model's prompt for a clip by its chat template, a placeholder standing for the visual tokens."""
         if self.chat_template is None:
             raise ValueError(f"{self.name} has no chat template: set tokenizer.chat_template")
-        content = [*self.chat_visuals(frames), {"type": "text", "text": prompt}]
-        return self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}],
-            chat_template=self.chat_template,
-            tokenize=False,
-            add_generation_prompt=True,
+        try:
+            return self.tokenizer.apply_chat_template(
+                self.messages(frames, prompt),
+                chat_template=self.chat_template,
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+        except TemplateError as error:
+            raise ValueError(f"the chat template of {self.name} does not take prompt {prompt!r}: {error}") from error
+
+    def check_prompt(self, clips: Sequence[Frames], prompt: Any) -> None:
+        for frames in clips:
+            self.messages(frames, prompt)
+
+    def messages(self, frames: Frames, prompt: Prompt) -> list[Message]:
+        """The prompt as chat messages, with the clip in its place."""
+        return to_messages(
+            prompt,
+            self.chat_visuals(frames),
+            name=self.name,
+            placeholders=(self.placeholder_token, self.chat_token),
+            special_tokens=[mark for mark in self.tokenizer.all_special_tokens if mark in (self.chat_template or "")],
+            source=frames.source,
         )
 
     def chat_visuals(self, frames: Frames) -> list[dict[str, str]]:

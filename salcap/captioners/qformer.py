@@ -14,6 +14,7 @@ from torch import Tensor
 from salcap.captioners.family import ClipBatch
 from salcap.captioners.multimodal import ClipFeatures, MultimodalCaptioner
 from salcap.captioners.preprocessing import patch_grid
+from salcap.captioners.prompts import check_text
 from salcap.captioners.visual_tokens import ClipTokens, cross_attention_bias, encode_pruned
 from salcap.frames import Frames
 
@@ -85,6 +86,9 @@ class QFormerCaptioner(MultimodalCaptioner):
 
     def add_bias(self, *_: Any) -> None:
         """Done in the Q-Former."""
+
+    def check_prompt(self, clips: Sequence[Frames], prompt: Any) -> None:
+        check_text(prompt, self.name)  # there is no chat
 
     def expand(self, frames: Frames, counts: Sequence[int]) -> list[str]:
         raise NotImplementedError("no chat: see prompt_ids")

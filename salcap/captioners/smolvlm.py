@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from salcap.captioners.idefics3 import Idefics3Captioner, UnsplitFrames
+from salcap.captioners.prompts import Prompt
 from salcap.frames import Frames
 
 _ONES: tuple[str, ...] = (
@@ -55,9 +56,16 @@ class SmolVLMCaptioner(Idefics3Captioner):
             text += f"\nFrame from {int(time // 60):02d}:{int(time % 60):02d}:{self._around_image(count)}"
         return [text + "\n\n"]
 
-    def chat(self, frames: Frames, prompt: str) -> str:
+    def chat(self, frames: Frames, prompt: Prompt) -> str:
         # checkpoints' own templates may know no videos: this is what the processor uses instead
-        return f"<|im_start|>User: {self.chat_token}{prompt}<end_of_utterance>\nAssistant:"
+        text = "<|im_start|>"
+        for message in self.messages(frames, prompt):
+            parts = (part.get("text", self.chat_token) for part in message["content"])
+            text += f"{message['role'].capitalize()}: {''.join(parts)}<end_of_utterance>\n"
+        return f"{text}Assistant:"
+
+    def chat_visuals(self, frames: Frames) -> list[dict[str, str]]:
+        return [{"type": "video"}]
 
     @property
     def chat_token(self) -> str:

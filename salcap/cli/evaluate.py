@@ -25,18 +25,31 @@ _ONLY = {
 
 @app.command()
 def score(
-    references: Annotated[Path, typer.Option(help="JSON: {id: [caption, ...]}, also .json.gz.")],
-    candidates: Annotated[Path, typer.Option(help="JSON: {id: caption}, also .json.gz.")],
+    references: Annotated[
+        Path,
+        typer.Option(
+            help="{id: [caption, ...]}, or COCO's or MSR-VTT's annotation file: JSON, JSON lines, or gzipped."
+        ),
+    ],
+    candidates: Annotated[
+        Path,
+        typer.Option(help="{id: caption}, results with image_id or video_id, or the .jsonl file of salcap caption."),
+    ],
+    split: Annotated[
+        str | None, typer.Option(help="Of references that have splits, as MSR-VTT's: train, val, test; default: all.")
+    ] = None,
     tokenizer: Annotated[
         str, typer.Option(help="java, python (BLEU, ROUGE-L and CIDEr without Java), or auto: java if it is there.")
     ] = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Score captions against references: BLEU, METEOR, ROUGE-L, CIDEr; exit status 1 if one of them could not run."""
-    from salcap.evaluation.captions import NOT_ASKED, load_candidates, load_references, score_report
+    from salcap.evaluation.caption_files import load_candidates, load_references, match_ids
+    from salcap.evaluation.captions import NOT_ASKED, score_report
 
     with wrong_use():
-        report = score_report(load_references(references), load_candidates(candidates), tokenizer=tokenizer)
+        truths = load_references(references, split)
+        report = score_report(truths, match_ids(truths, load_candidates(candidates)), tokenizer=tokenizer)
     missing = {name: why for name, why in report.reasons.items() if why != NOT_ASKED}
     if as_json:
         print(json.dumps({**report.scores, "reasons": missing, "tokenizer": report.tokenizer}))

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import gzip
-import json
 import logging
 import math
 import shutil
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -25,6 +22,12 @@ from pycocoevalcap.spice import spice as spice_room
 from pycocoevalcap.tokenizer import ptbtokenizer as ptb_room
 
 from salcap.evaluation import ptb
+from salcap.evaluation.caption_files import (  # noqa: F401  # also found here
+    caption_texts,
+    load_candidates,
+    load_captions,
+    load_references,
+)
 from salcap.evaluation.java import MetricError, meteor, ptb_tokenize, spice
 
 METRICS = ("bleu", "meteor", "rouge_l", "cider", "spice")
@@ -174,58 +177,6 @@ def _report(
     return ScoreReport(scores, reasons, per_caption, tokenizer, counts)
 
 
-def load_references(path: str | Path) -> dict[str, list[str]]:
-    """Read the captions that people wrote, id -> captions; see `load_captions`."""
-    return load_captions(path, "references")
-
-
-def load_candidates(path: str | Path) -> dict[str, str]:
-    """Read the captions to score, id -> caption; see `load_captions`.
-
-    Raises:
-        ValueError: also where an id has several captions.
-    """
-    captions = load_captions(path, "candidates")
-    for key, texts in captions.items():
-        if len(texts) != 1:
-            raise ValueError(f"{path}: candidate {key!r} must be one caption, got {len(texts)}")
-    return {key: texts[0] for key, texts in captions.items()}
-
-
-def load_captions(path: str | Path, part: str | None = None) -> dict[str, list[str]]:
-    """Read captions from JSON, gzipped or not: {id: caption or [captions]}, or a COCO results or annotation file.
-
-    Args:
-        part: what to take of a file that holds {"references": ..., "candidates": ...}.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not JSON, another layout, or a caption that is no string.
-    """
-    raw = Path(path).read_bytes()
-    try:
-        content = json.loads(gzip.decompress(raw) if raw.startswith(b"\x1f\x8b") else raw)
-    except (ValueError, RecursionError, OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if isinstance(content, dict) and content.keys() == {"references", "candidates"}:
-        if part not in content:
-            raise ValueError(f"{path} holds references and candidates; say which, got part {part!r}")
-        content = content[part]
-    if isinstance(content, dict) and "annotations" in content:
-        content = content["annotations"]
-    captions: dict[str, list[str]] = {}
-    if isinstance(content, list):
-        for item in content:
-            if not isinstance(item, dict) or not {"image_id", "caption"} <= item.keys():
-                raise ValueError(f"{path}: expected items with image_id and caption, got {item!r}")
-            captions.setdefault(str(item["image_id"]), []).extend(_texts(item["caption"], str(path)))
-    elif isinstance(content, dict):
-        captions = {key: _texts(value, f"{path}: {key}") for key, value in content.items()}
-    else:
-        raise ValueError(f"{path}: expected {{id: caption}} or a list of COCO results, got {type(content).__name__}")
-    return captions
-
-
 def _check_metrics(metrics: Iterable[str]) -> tuple[str, ...]:
     asked = (metrics,) if isinstance(metrics, str) else tuple(metrics)
     for metric in asked:
@@ -262,22 +213,14 @@ def _check_captions(references: Mapping[str, Any], candidates: Sequence[Mapping[
         )
         if any(keys for _, keys in faults):
             raise ValueError("ids differ: " + "; ".join(f"{len(k)} {what}: {_some(k)}" for what, k in faults if k))
-        texts = {key: _texts(given[key], f"candidates[{key!r}]") for key in references}
+        texts = {key: caption_texts(given[key], f"candidates[{key!r}]") for key in references}
         if other := [key for key, value in texts.items() if len(value) != 1]:
             raise ValueError(f"{len(other)} ids do not have exactly one candidate: {_some(other)}")
         sets.append(texts)
-    truths = {key: _texts(value, f"references[{key!r}]") for key, value in references.items()}
+    truths = {key: caption_texts(value, f"references[{key!r}]") for key, value in references.items()}
     if empty := [key for key, value in truths.items() if not value]:
         raise ValueError(f"{len(empty)} ids have no reference caption: {_some(empty)}")
     return truths, sets
-
-
-def _texts(value: Any, where: str) -> list[str]:
-    texts = list(value) if isinstance(value, (list, tuple)) else [value]
-    for text in texts:
-        if not isinstance(text, str):
-            raise ValueError(f"{where}: a caption must be a string, got {text!r}")
-    return texts
 
 
 def _some(keys: Sequence[Any], most: int = 5) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from salcap.config import check_choice
+from salcap.saliency.density import rounding_tolerance
 from salcap.saliency.model import SaliencyModel
 
 OUTPUTS = ("log_density", "density", "logits", "probability")
@@ -230,6 +231,7 @@ def to_log_density(maps: Tensor, output: str) -> Tensor:
             "density": non-negative, any scale. Values below 1e-6 of the frame's peak, zeros among them, are raised to
             that; a frame of zeros, which says nothing of any place, becomes uniform.
             "probability": as "density", in 0..1.
+            Values that rounding has carried out of the range, see `rounding_tolerance`, are taken as its ends.
             "logits": before a sigmoid, pixel by pixel; the density is that of the sigmoid.
 
     Raises:
@@ -241,11 +243,22 @@ def to_log_density(maps: Tensor, output: str) -> Tensor:
     if output == "logits":
         return F.logsigmoid(maps.float()).to(maps.dtype)
     lowest, highest = (float(value) for value in maps.aminmax())
-    if not lowest >= 0 or not highest <= (1.0 if output == "probability" else torch.finfo(torch.float32).max):
-        allowed = "0..1" if output == "probability" else "finite and not below 0"
-        raise ValueError(f"output {output!r} must be {allowed}, got values from {lowest:g} to {highest:g}")
+    tolerance = rounding_tolerance(maps.dtype)
     density = maps.float()
     peak = density.amax((-2, -1), keepdim=True)
+    if output == "probability":
+        allowed, fits = (
+            f"0..1 (give or take {tolerance:g} for rounding)",
+            -tolerance <= lowest <= highest <= 1 + tolerance,
+        )
+        if highest > 1:
+            density, peak = density.clamp(max=1.0), peak.clamp(max=1.0)
+    else:
+        allowed = f"finite and not below 0 (give or take {tolerance:g} of the frame's peak for rounding)"
+        fits = highest <= torch.finfo(torch.float32).max
+        fits &= lowest >= 0 or bool((density >= -tolerance * peak).all())
+    if not fits:
+        raise ValueError(f"output {output!r} must be {allowed}, got values from {lowest:.9g} to {highest:.9g}")
     share = torch.where(peak > 0, density / peak.clamp_min(torch.finfo(torch.float32).tiny), 1.0)
     return share.clamp_min(_FLOOR).log().to(maps.dtype)
 

@@ -6,7 +6,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+_ROUNDING = 1e-3  # how far a map may be out of its range, as a share of the range
 _DEEPEST = -100.0  # relative to the peak; e^-100 of it is nothing, and interpolating -inf would be NaN
+
+
+def rounding_tolerance(dtype: torch.dtype) -> float:
+    """How far rounding may carry a map out of its range, as a share of that range: 0.001, or 2 steps of its dtype.
+
+    Interpolation and Fourier transforms leave values such as 1.000001 or -1e-17 where 1 and 0 are meant.
+    """
+    return max(_ROUNDING, 2 * torch.finfo(dtype).eps) if dtype.is_floating_point else 0.0
 
 
 def normalise_log_density(logits: Tensor) -> Tensor:

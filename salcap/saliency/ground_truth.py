@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from salcap.saliency.density import rounding_tolerance
 
 
 def count_fixations(fixations: Sequence[Any], size: tuple[int, int]) -> Tensor:
@@ -49,11 +52,15 @@ def check_ground_truth(name: str, truth: Tensor, log_density: Tensor, *, one_for
         one_for_all: a map (H, W) stands for all frames.
 
     Raises:
-        ValueError: another shape than the prediction's, or values that are negative or not finite.
+        ValueError: another shape than the prediction's, or values that are not finite or negative by more than
+            rounding; see `rounding_tolerance`.
     """
     shape = log_density.shape
     if truth.shape != shape and not (one_for_all and truth.shape == shape[-2:]):
         raise ValueError(f"{name} must have the prediction's shape {tuple(shape)}, got {tuple(truth.shape)}")
-    if not bool((truth >= 0).all()) or not bool(torch.isfinite(truth).all()):
-        raise ValueError(f"{name} must hold finite values of at least 0, got {truth.min():g} to {truth.max():g}")
+    lowest, highest = (float(value) for value in truth.aminmax()) if truth.numel() else (0.0, 0.0)
+    if not lowest >= -rounding_tolerance(truth.dtype) * highest or not highest < math.inf:
+        raise ValueError(f"{name} must hold finite values of at least 0, got {lowest:.9g} to {highest:.9g}")
+    if lowest < 0:
+        truth = truth.clamp(min=0)
     return truth.to(log_density.device, torch.float64).expand(shape)
