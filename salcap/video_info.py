@@ -61,11 +61,12 @@ class VideoInfo:
 
     Attributes:
         duration_seconds: from the start of the stream to the end of its last frame.
-        width, height: in pixels, of a frame as `read_frames` returns it (upright, sample aspect not applied).
+        width, height: in pixels, of a frame as `read_frames` returns it (cropped, upright, with square pixels).
         fps: frames a second on average; None where the container does not say.
         rotation: degrees, clockwise, by which stored frames are turned to be upright: 0, 90, 180 or 270.
         num_frames_stated: what the container claims; None where it claims nothing.
-        sample_aspect_ratio: width of a stored pixel over its height.
+        sample_aspect_ratio: width of a stored pixel over its height, as the file states it; already applied to
+            ``width``.
         start_pts_seconds: start of the stream on the file's own clock; add it to get the times other tools print.
         warnings: as in `Frames`.
     """

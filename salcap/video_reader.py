@@ -14,7 +14,7 @@ import operator
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, islice, pairwise
@@ -22,6 +22,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.codec.context import Flags as CodecFlags
 from av.container import Flags
 from av.sidedata.sidedata import SideDataContainer
 from av.sidedata.sidedata import Type as SideDataType
@@ -29,13 +30,30 @@ from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
 from salcap.timeline import MAX_ERRORS, Ticks, Timed, Timeline, spread_times
-from salcap.video_info import VideoDecodeError, VideoInfo, VideoLimits, shortage
-from salcap.video_open import FAILURES, VideoPath, decoder_log, open_container, words_of
+from salcap.video_colour import to_srgb
+from salcap.video_contents import HEAD_BYTES, describe_contents
+from salcap.video_crop import Crop, Cropper, container_crop
+from salcap.video_info import VideoDecodeError, VideoInfo, VideoLimits, local_file, shortage
+from salcap.video_open import (
+    FAILURES,
+    VideoPath,
+    decoder_log,
+    first_bytes,
+    name_of,
+    open_container,
+    plain_file,
+    words_of,
+)
 
 MAX_THREADS = 4  # each decoding thread holds a frame, and after a seek wastes one
 THREADED_PIXELS = 640 * 360  # of smaller frames threads gain nothing, and leave memory in pieces
 DEFAULT_LIMITS = VideoLimits()
-SCALING = 4 | 0x2000 | 0x40000  # swscale's BICUBIC, FULL_CHR_H_INT, ACCURATE_RND: PyAV 17 has no names for flags
+CROPPING_FORMATS = ("matroska", "mov")
+ENCRYPTED_TAGS = ("encv", "drmi")  # of MP4's sample entries: Common Encryption, FairPlay
+# Pixels that are wider than high by more, or higher than wide, are taken for square: the file states nonsense
+MAX_PIXEL_ASPECT = 10
+# and those that differ by less: encoders round, and scaling again by so little would only blur
+MIN_PIXEL_ASPECT = Fraction(101, 100)
 
 
 def probe(path: VideoPath, limits: VideoLimits = DEFAULT_LIMITS) -> VideoInfo:
@@ -62,7 +80,7 @@ def probe(path: VideoPath, limits: VideoLimits = DEFAULT_LIMITS) -> VideoInfo:
             pixel_format=frame.format.name,
             rotation={(1, 0): 0, (0, 1): 90, (-1, 0): 180, (0, -1): 270}[a, b],
             num_frames_stated=stream.frames or None,
-            sample_aspect_ratio=float(stream.sample_aspect_ratio or 1),
+            sample_aspect_ratio=float(video.stated_aspect()),
             start_pts_seconds=float(video.origin * video.time_base),
             warnings=video.warnings(),
         )
@@ -165,16 +183,18 @@ class _Video(Timeline):
 
     Attributes:
         first: the first frame that decodes, with its time.
-        size: (height, width) of the pictures handed out.
+        size: (height, width) of the pictures handed out, whose pixels are square.
         orientation: of all frames; None: each one's own.
+        cropper: cuts off what the container hides; None until the file is open.
     """
 
     orientation: tuple[int, int, int, int] | None = None
+    cropper: Cropper | None = None
 
     def __init__(self, path: VideoPath, limits: VideoLimits = DEFAULT_LIMITS) -> None:
-        self.path, self.limits = io.BytesIO(path) if isinstance(path, bytes) else path, limits
-        name = getattr(self.path, "name", None) if hasattr(self.path, "read") else os.fsdecode(self.path)
-        self.source = None if name is None else str(name)
+        self.path: Any = io.BytesIO(path) if isinstance(path, bytes) else plain_file(path)
+        self.limits = limits
+        self.source = None if isinstance(path, bytes) else name_of(path)
         self.name = self.source or "<file object>"
         self.notes: list[str] = []
         self.damage: Counter[str] = Counter()
@@ -205,11 +225,22 @@ class _Video(Timeline):
         self.stream = self.container = None
 
     def failed(self, message: str) -> VideoDecodeError:
-        """The error to raise: with FFmpeg's words on the file, and the first thing that went wrong as its cause."""
-        words = dict.fromkeys([message, *self.damage, *decoder_log(self.path, self.limits.max_pixels)])
-        error = VideoDecodeError(self.name, "; ".join(words))
+        """The error to raise: with FFmpeg's words on the file, and the first thing that went wrong as its cause.
+
+        A file without a frame that turns out to be something else is told by that.
+        """
+        contents = None if self.num_decoded else self._contents()
+        if contents is None:
+            words = [message, *self.damage, *decoder_log(self.path, self.limits.max_pixels)]
+        else:
+            words = [contents, message]
+        error = VideoDecodeError(self.name, "; ".join(dict.fromkeys(words)))
         error.__cause__ = self.cause
         return error
+
+    def _contents(self) -> str | None:
+        head = first_bytes(self.path, HEAD_BYTES)
+        return None if head is None else describe_contents(head)
 
     def warnings(self) -> tuple[str, ...]:
         return (*self.notes, *(f"damaged: {words} ({count} times)" for words, count in self.damage.items()))
@@ -238,11 +269,30 @@ class _Video(Timeline):
         most = self.limits.max_pixels
         if codec.width * codec.height > most:
             raise self.failed(f"declares {codec.width}x{codec.height} pixels, at most {most} are decoded (max_pixels)")
+        if codec.codec_tag in ENCRYPTED_TAGS or "enc_key_id" in stream.metadata:  # MP4, Matroska
+            raise self._encrypted()
         codec.options = {"max_pixels": str(most)}
         small = codec.width * codec.height < THREADED_PIXELS
+        codec.flags |= CodecFlags.unaligned  # or hidden columns at the left are shown, to keep memory aligned
         codec.thread_type, codec.thread_count = "AUTO", 1 if small else self.threads
         self.stream, self.index, self.time_base = stream, stream.index, stream.time_base
         self.step = 1 / ((stream.average_rate or stream.guessed_rate or 25) * stream.time_base)
+        if self.cropper is None:
+            self.cropper = Cropper(self._container_crop())
+
+    def _encrypted(self) -> VideoDecodeError:
+        return VideoDecodeError(self.name, "the video stream is encrypted (DRM): decrypt it first")
+
+    def _container_crop(self) -> Crop:
+        kind, number = self.container.format.name, self.container.streams.video.index(self.stream)
+        if not kind.startswith(CROPPING_FORMATS):
+            return Crop()
+        with nullcontext(self.path) if hasattr(self.path, "read") else open(local_file(self.path), "rb") as file:
+            crop = container_crop(file, kind, self.stream.id, number)
+        codec = self.stream.codec_context
+        if any(crop) and not crop.fits(codec.width, codec.height):
+            self.notes.append(f"the container crops more than its {codec.width}x{codec.height} pixels: not cropped")
+        return crop
 
     def _measure(self) -> None:
         """Decode the first frame, learn from it how this file tells time, and find the end."""
@@ -262,7 +312,7 @@ class _Video(Timeline):
             self.origin = min(self.origin, self.stream.start_time)
         self.by_dts, self.counted = frame.pts is None, frame.pts is None and head[0].dts is None
         self.delay = 0 if head[0].dts is None else first[0] - head[0].dts
-        self.size = (frame.height, frame.width) if _orientation(frame)[0] else (frame.width, frame.height)
+        self.size = self._square_size(frame)
         stated, kind = self.stream.duration, self.container.format.name
         if stated is not None:
             stated += self.stream.start_time or 0
@@ -283,6 +333,22 @@ class _Video(Timeline):
             self.notes.append(f"{states}: it may be truncated")
         if kind == "mpegts" and all(self.container.size % size for size in (188, 192, 204)):
             self.notes.append("the file ends within a transport packet: it may be truncated")
+
+    def stated_aspect(self) -> Fraction:
+        """Width of a stored pixel over its height, as the container or else the codec states it."""
+        return self.stream.sample_aspect_ratio or self.stream.codec_context.sample_aspect_ratio or Fraction(1)
+
+    def _square_size(self, frame: av.VideoFrame) -> tuple[int, int]:
+        """(height, width) of a frame that is upright and whose pixels are square: its height is kept."""
+        frame, aspect = self._shown(frame), self.stated_aspect()
+        unlike = max(aspect, 1 / aspect)
+        if unlike > MAX_PIXEL_ASPECT:
+            self.notes.append(f"its pixels are stated to be {aspect} times as wide as high: they are taken for square")
+        if unlike > MAX_PIXEL_ASPECT or unlike < MIN_PIXEL_ASPECT:
+            aspect = Fraction(1)
+        if _orientation(frame)[0]:
+            return frame.height, max(1, round(frame.width * aspect))
+        return frame.width, max(1, round(frame.height / aspect))
 
     def scale_to(self, size: tuple[int, int] | None, shortest_side: int | None, num_frames: int) -> None:
         """Set the size of the pictures handed out, unless so many of them would take too much memory."""
@@ -317,10 +383,12 @@ class _Video(Timeline):
         """(H, W, 3) uint8 of the size handed out, upright."""
         a, b, c, d = self.orientation or _orientation(frame)
         height, width = self.size if a else self.size[::-1]
-        scaling = None if (frame.height, frame.width) == (height, width) else SCALING
-        rgb = self.reformatter.reformat(frame, width, height, "rgb24", interpolation=scaling, threads=1)
-        picture = rgb.to_ndarray()
+        picture = to_srgb(self._shown(frame), self.reformatter, width, height)
         return (picture if a else picture.swapaxes(0, 1))[:: d or b, :: a or c]
+
+    def _shown(self, frame: av.VideoFrame) -> av.VideoFrame:
+        """The part of a decoded frame that the container does not hide."""
+        return frame if self.cropper is None else self.cropper(frame)
 
     def rewind(self) -> None:
         self.close()
@@ -367,6 +435,8 @@ class _Video(Timeline):
                 errors += 1
 
     def decode_packet(self, packet: av.Packet | None) -> list[av.VideoFrame] | None:
+        if packet is not None and packet.has_sidedata("encryption_info"):
+            raise self._encrypted()
         try:
             frames: list[av.VideoFrame] = self.stream.codec_context.decode(packet)
         except FAILURES as error:

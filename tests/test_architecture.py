@@ -24,6 +24,9 @@ ROWS = (
         "records",
         "seeding",
         "timeline",
+        "video_colour",
+        "video_contents",
+        "video_crop",
         "video_info",
         "video_open",
         "video_reader",
@@ -79,6 +82,9 @@ SIDEWAYS = {
     ("__main__", "cli"),
     ("video_open", "video_info"),
     ("video_reader", "timeline"),
+    ("video_reader", "video_colour"),
+    ("video_reader", "video_contents"),
+    ("video_reader", "video_crop"),
     ("video_reader", "video_info"),
     ("video_reader", "video_open"),
     ("windows", "manifest"),
@@ -89,7 +95,7 @@ RANK = {room: rank for rank, rooms in enumerate(ROWS) for room in rooms}
 # package -> the only files that may import it
 OWNERS = {
     "accelerate": ("distill/", "training/"),
-    "av": ("pictures/video_writer.py", "video_open.py", "video_reader.py"),
+    "av": ("pictures/video_writer.py", "video_colour.py", "video_crop.py", "video_open.py", "video_reader.py"),
     "fsspec": ("record_parts.py",),
     "gradio": ("demo/",),
     "pycocoevalcap": ("evaluation/captions.py",),
