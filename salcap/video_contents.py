@@ -26,7 +26,7 @@ _TEXTS = (  # the last one is what all other text is
     (r"(<!--.*?-->\s*)?<(!doctype\s+html|html|head|body)\b", "an HTML page, as failed downloads leave it"),
     (r"<\?xml|<[a-z][\w:.-]*[\s/>]", "XML, as failed downloads leave it"),
     (r"[\[{]", "JSON, as failed downloads leave it"),
-    (r"#EXTM3U|ffconcat version|\[playlist\]", "a playlist that names other files, which are not opened"),
+    (r"#EXTM3U|ffconcat version|\[playlist\]", "a playlist (other files that one names are not opened)"),
     (r"", "text"),
 )
 _NOT_IN_TEXT = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from contextlib import nullcontext
 from fractions import Fraction
 from itertools import islice
-from typing import BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import av
 from av.filter import Graph
+
+from salcap.video_info import local_file
 
 _HEAD_BYTES, _TRACKS_BYTES = 2**16, 2**24  # Matroska: where the tracks usually are, and how long they may be
 _MOST_BOXES = 10_000  # of MP4, in a row
@@ -64,6 +67,23 @@ class Cropper:
         return cast(av.VideoFrame, self._sink.pull())
 
 
+def crop_of(path: Any, container: Any, stream: Any) -> tuple[Crop, list[str]]:
+    """What an open container says is to be cut off the frames of one of its video streams, and what to warn of.
+
+    Args:
+        path: the container's file, or the file object, which is left where it was.
+    """
+    kind, number = container.format.name, container.streams.video.index(stream)
+    if not kind.startswith(("matroska", "mov")):
+        return Crop(), []
+    with nullcontext(path) if hasattr(path, "read") else open(local_file(path), "rb") as file:
+        crop = container_crop(file, kind, stream.id, number)
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if crop.fits(width, height):
+        return crop, []
+    return Crop(), [f"the container crops {tuple(crop)} of {width}x{height} pixels, which leaves none: not cropped"]
+
+
 def container_crop(file: BinaryIO, format_name: str, track_id: int, track_number: int) -> Crop:
     """What a container says is to be cut off the frames of a video track; nothing where it does not say so.
 
@@ -102,7 +122,7 @@ def _tracks(file: BinaryIO) -> bytes:
     """The contents of Matroska's Tracks, which come before the first cluster or where the SeekHead points."""
     head = _read(file, 0, _HEAD_BYTES)
     segment = next((start for number, (start, _) in _spans(head) if number == _SEGMENT), len(head))
-    place = None
+    places = []
     for number, (start, end) in _spans(head, segment):
         if number == _TRACKS:
             return _read(file, start, min(end - start, _TRACKS_BYTES))
@@ -112,11 +132,11 @@ def _tracks(file: BinaryIO) -> bytes:
             for _, entry in _elements(head[start:end]):
                 seek = dict(_elements(entry))
                 if int.from_bytes(seek.get(_SEEK_ID, b"")) == _TRACKS:
-                    place = segment + int.from_bytes(seek[_SEEK_POSITION])
-    if place is None:
-        return b""
-    for number, (start, end) in _spans(_read(file, place, 16)):
-        return _read(file, place + start, min(end - start, _TRACKS_BYTES)) if number == _TRACKS else b""
+                    places.append(segment + int.from_bytes(seek[_SEEK_POSITION]))
+    for place in places:
+        number, (start, end) = next(_spans(_read(file, place, 16)), (0, (0, 0)))
+        if number == _TRACKS:
+            return _read(file, place + start, min(end - start, _TRACKS_BYTES))
     return b""
 
 

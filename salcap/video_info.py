@@ -8,6 +8,8 @@ import re
 import stat
 from dataclasses import dataclass
 
+import numpy as np
+
 # Containers that are read. Not among them: playlists (hls, concat, dash) read other files or wait for ever, tty draws
 # any text, image2 takes patterns for names. Sound is, to say of it that it has no video stream.
 FORMATS = (
@@ -53,6 +55,22 @@ class VideoDecodeError(RuntimeError):
 
     def __str__(self) -> str:
         return f"cannot read video {self.path}: {self.message}"
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """As `Frames`, as arrays.
+
+    Attributes:
+        pixels: (T, H, W, 3) uint8 RGB.
+        pts_seconds, source, warnings, clip_seconds: see `Frames`.
+    """
+
+    pixels: np.ndarray
+    pts_seconds: list[float]
+    source: str | None
+    warnings: tuple[str, ...]
+    clip_seconds: tuple[float, float] | None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, TypeAlias, cast
 
 import av
 
+from salcap.video_contents import HEAD_BYTES, describe_contents
 from salcap.video_info import FORMATS, local_file
 
 # What PyAV raises on broken files; IndexError where a stream turns up late
@@ -63,15 +64,15 @@ def _check_file(file: Any) -> None:
         raise ValueError("a file object that cannot seek, such as a pipe or a download; read it and pass its bytes")
 
 
-def first_bytes(path: VideoPath, count: int) -> bytes | None:
-    """The beginning of a file; None if it cannot be read."""
+def contents_of(path: VideoPath) -> str | None:
+    """What a file without a readable frame shows itself to be; None if it may be a video or cannot be read."""
     try:
         if not hasattr(path, "read"):
-            with open(local_file(cast(str, path)), "rb") as file:
-                return file.read(count)
+            with open(local_file(cast(str, path)), "rb") as opened:
+                return describe_contents(opened.read(HEAD_BYTES))
         file = cast(BinaryIO, path)
         file.seek(0)
-        return bytes(file.read(count))
+        return describe_contents(file.read(HEAD_BYTES))
     except (*FAILURES, AttributeError, TypeError):
         return None
 

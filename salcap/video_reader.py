@@ -14,8 +14,7 @@ import operator
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from fractions import Fraction
 from itertools import chain, islice, pairwise
 from typing import Any
@@ -24,21 +23,19 @@ import av
 import numpy as np
 from av.codec.context import Flags as CodecFlags
 from av.container import Flags
-from av.sidedata.sidedata import SideDataContainer
-from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
 from salcap.timeline import MAX_ERRORS, Ticks, Timed, Timeline, spread_times
 from salcap.video_colour import to_srgb
-from salcap.video_contents import HEAD_BYTES, describe_contents
-from salcap.video_crop import Crop, Cropper, container_crop
-from salcap.video_info import VideoDecodeError, VideoInfo, VideoLimits, local_file, shortage
+from salcap.video_crop import Cropper, crop_of
+from salcap.video_geometry import orientation, scaled_size, square_size
+from salcap.video_info import Pictures, VideoDecodeError, VideoInfo, VideoLimits, shortage
 from salcap.video_open import (
     FAILURES,
     VideoPath,
+    contents_of,
     decoder_log,
-    first_bytes,
     name_of,
     open_container,
     plain_file,
@@ -48,12 +45,7 @@ from salcap.video_open import (
 MAX_THREADS = 4  # each decoding thread holds a frame, and after a seek wastes one
 THREADED_PIXELS = 640 * 360  # of smaller frames threads gain nothing, and leave memory in pieces
 DEFAULT_LIMITS = VideoLimits()
-CROPPING_FORMATS = ("matroska", "mov")
 ENCRYPTED_TAGS = ("encv", "drmi")  # of MP4's sample entries: Common Encryption, FairPlay
-# Pixels that are wider than high by more, or higher than wide, are taken for square: the file states nonsense
-MAX_PIXEL_ASPECT = 10
-# and those that differ by less: encoders round, and scaling again by so little would only blur
-MIN_PIXEL_ASPECT = Fraction(101, 100)
 
 
 def probe(path: VideoPath, limits: VideoLimits = DEFAULT_LIMITS) -> VideoInfo:
@@ -68,7 +60,7 @@ def probe(path: VideoPath, limits: VideoLimits = DEFAULT_LIMITS) -> VideoInfo:
     """
     with _Video(path, limits) as video:
         stream, frame = video.stream, video.first[1]
-        a, b, _, _ = _orientation(frame)
+        a, b, _, _ = orientation(frame)
         return VideoInfo(
             path=video.name,
             duration_seconds=video.seconds(video.end),
@@ -84,22 +76,6 @@ def probe(path: VideoPath, limits: VideoLimits = DEFAULT_LIMITS) -> VideoInfo:
             start_pts_seconds=float(video.origin * video.time_base),
             warnings=video.warnings(),
         )
-
-
-@dataclass(frozen=True, eq=False)
-class Pictures:
-    """As `Frames`, as arrays.
-
-    Attributes:
-        pixels: (T, H, W, 3) uint8 RGB.
-        pts_seconds, source, warnings, clip_seconds: see `Frames`.
-    """
-
-    pixels: np.ndarray
-    pts_seconds: list[float]
-    source: str | None
-    warnings: tuple[str, ...]
-    clip_seconds: tuple[float, float] | None
 
 
 def read_pictures(
@@ -169,7 +145,7 @@ def stream_frames(
     """
     with _Video(path, limits) as video:
         video.scale_to(size, None, 1)
-        video.orientation = _orientation(video.first[1])
+        video.orientation = orientation(video.first[1])
         start, end = video.clip(start_seconds, end_seconds)
         for timed in video.all_frames(start, end):
             for ticks, picture in video.read([timed], end).items():
@@ -229,7 +205,7 @@ class _Video(Timeline):
 
         A file without a frame that turns out to be something else is told by that.
         """
-        contents = None if self.num_decoded else self._contents()
+        contents = None if self.num_decoded else contents_of(self.path)
         if contents is None:
             words = [message, *self.damage, *decoder_log(self.path, self.limits.max_pixels)]
         else:
@@ -237,10 +213,6 @@ class _Video(Timeline):
         error = VideoDecodeError(self.name, "; ".join(dict.fromkeys(words)))
         error.__cause__ = self.cause
         return error
-
-    def _contents(self) -> str | None:
-        head = first_bytes(self.path, HEAD_BYTES)
-        return None if head is None else describe_contents(head)
 
     def warnings(self) -> tuple[str, ...]:
         return (*self.notes, *(f"damaged: {words} ({count} times)" for words, count in self.damage.items()))
@@ -278,21 +250,12 @@ class _Video(Timeline):
         self.stream, self.index, self.time_base = stream, stream.index, stream.time_base
         self.step = 1 / ((stream.average_rate or stream.guessed_rate or 25) * stream.time_base)
         if self.cropper is None:
-            self.cropper = Cropper(self._container_crop())
+            crop, notes = crop_of(self.path, self.container, stream)
+            self.cropper = Cropper(crop)
+            self.notes += notes
 
     def _encrypted(self) -> VideoDecodeError:
         return VideoDecodeError(self.name, "the video stream is encrypted (DRM): decrypt it first")
-
-    def _container_crop(self) -> Crop:
-        kind, number = self.container.format.name, self.container.streams.video.index(self.stream)
-        if not kind.startswith(CROPPING_FORMATS):
-            return Crop()
-        with nullcontext(self.path) if hasattr(self.path, "read") else open(local_file(self.path), "rb") as file:
-            crop = container_crop(file, kind, self.stream.id, number)
-        codec = self.stream.codec_context
-        if any(crop) and not crop.fits(codec.width, codec.height):
-            self.notes.append(f"the container crops more than its {codec.width}x{codec.height} pixels: not cropped")
-        return crop
 
     def _measure(self) -> None:
         """Decode the first frame, learn from it how this file tells time, and find the end."""
@@ -312,7 +275,8 @@ class _Video(Timeline):
             self.origin = min(self.origin, self.stream.start_time)
         self.by_dts, self.counted = frame.pts is None, frame.pts is None and head[0].dts is None
         self.delay = 0 if head[0].dts is None else first[0] - head[0].dts
-        self.size = self._square_size(frame)
+        self.size, notes = square_size(self._shown(frame), self.stated_aspect())
+        self.notes += notes
         stated, kind = self.stream.duration, self.container.format.name
         if stated is not None:
             stated += self.stream.start_time or 0
@@ -338,31 +302,9 @@ class _Video(Timeline):
         """Width of a stored pixel over its height, as the container or else the codec states it."""
         return self.stream.sample_aspect_ratio or self.stream.codec_context.sample_aspect_ratio or Fraction(1)
 
-    def _square_size(self, frame: av.VideoFrame) -> tuple[int, int]:
-        """(height, width) of a frame that is upright and whose pixels are square: its height is kept."""
-        frame, aspect = self._shown(frame), self.stated_aspect()
-        unlike = max(aspect, 1 / aspect)
-        if unlike > MAX_PIXEL_ASPECT:
-            self.notes.append(f"its pixels are stated to be {aspect} times as wide as high: they are taken for square")
-        if unlike > MAX_PIXEL_ASPECT or unlike < MIN_PIXEL_ASPECT:
-            aspect = Fraction(1)
-        if _orientation(frame)[0]:
-            return frame.height, max(1, round(frame.width * aspect))
-        return frame.width, max(1, round(frame.height / aspect))
-
     def scale_to(self, size: tuple[int, int] | None, shortest_side: int | None, num_frames: int) -> None:
         """Set the size of the pictures handed out, unless so many of them would take too much memory."""
-        if size is not None and shortest_side is not None:
-            raise ValueError(f"give size or shortest_side, not both, got {size} and {shortest_side}")
-        if size is not None and (len(size) != 2 or min(size) < 1):
-            raise ValueError(f"size must be (height, width), each at least 1 pixel, got {size}")
-        if shortest_side is not None and shortest_side < 1:
-            raise ValueError(f"shortest_side must be at least 1 pixel, got {shortest_side}")
-        height, width = self.size
-        if shortest_side is not None and shortest_side < min(height, width):
-            share = Fraction(shortest_side, min(height, width))
-            size = (max(1, round(height * share)), max(1, round(width * share)))
-        self.size = size or self.size
+        self.size = scaled_size(self.size, size, shortest_side)
         taken, most = 3 * num_frames * self.size[0] * self.size[1], self.limits.max_bytes
         if taken > most:
             sized = f"{num_frames} frames of {self.size[1]}x{self.size[0]}"
@@ -381,7 +323,7 @@ class _Video(Timeline):
 
     def _to_rgb(self, frame: av.VideoFrame) -> np.ndarray:
         """(H, W, 3) uint8 of the size handed out, upright."""
-        a, b, c, d = self.orientation or _orientation(frame)
+        a, b, c, d = self.orientation or orientation(frame)
         height, width = self.size if a else self.size[::-1]
         picture = to_srgb(self._shown(frame), self.reformatter, width, height)
         return (picture if a else picture.swapaxes(0, 1))[:: d or b, :: a or c]
@@ -451,20 +393,3 @@ class _Video(Timeline):
             if frame.is_corrupt:
                 self.damage["a frame with concealed errors"] += 1
         return frames
-
-
-def _orientation(frame: av.VideoFrame) -> tuple[int, int, int, int]:
-    """Signs a, b, c, d of the display matrix: a pixel at (x, y), y downwards, is shown at (a x + c y, b x + d y)."""
-    try:
-        # `frame.side_data` would keep what it returns, which keeps the frame: garbage until Python looks for cycles
-        side_data: Any = SideDataContainer(frame)  # type: ignore[call-arg]  # PyAV's stubs leave it out
-        matrix = np.frombuffer(bytes(side_data[SideDataType.DISPLAYMATRIX]), np.int32)[[0, 1, 3, 4]]
-    except KeyError:
-        return 1, 0, 0, 1
-    except ValueError:  # PyAV lists no side data at all if one has a type it does not know, such as Exif
-        angle = math.radians(-frame.rotation)
-        matrix = np.array([math.cos(angle), math.sin(angle), -math.sin(angle), math.cos(angle)])
-    a, b, c, d = (int(sign) for sign in np.sign(matrix))
-    if abs(matrix[1]) > abs(matrix[0]):
-        return 0, b, c or -b, 0
-    return a or 1, 0, 0, d or 1
