@@ -257,6 +257,10 @@ class _Video(Timeline):
     def _encrypted(self) -> VideoDecodeError:
         return VideoDecodeError(self.name, "the video stream is encrypted (DRM): decrypt it first")
 
+    def _refuse_encrypted(self, packet: av.Packet | None = None) -> None:
+        if packet is not None and packet.has_sidedata("encryption_info"):
+            raise self._encrypted()
+
     def _measure(self) -> None:
         """Decode the first frame, learn from it how this file tells time, and find the end."""
         head: list[av.Packet] = []
@@ -265,6 +269,7 @@ class _Video(Timeline):
                 self.be_careful()
             packets = self.packets()
             head = list(islice(packets, 1))
+            self._refuse_encrypted(*head)
             first = next(self.decode(chain(head, packets), self.stream.start_time or 0), None)
             if first is not None:
                 break
@@ -377,12 +382,11 @@ class _Video(Timeline):
                 errors += 1
 
     def decode_packet(self, packet: av.Packet | None) -> list[av.VideoFrame] | None:
-        if packet is not None and packet.has_sidedata("encryption_info"):
-            raise self._encrypted()
         try:
             frames: list[av.VideoFrame] = self.stream.codec_context.decode(packet)
         except FAILURES as error:
             if not isinstance(error, EOFError):
+                self._refuse_encrypted(packet)
                 self._count(error)
             return None
         self.num_decoded += len(frames)
@@ -391,5 +395,6 @@ class _Video(Timeline):
             raise self.failed(f"more than {most} frames to decode for those asked for (max_decoded_frames)")
         for frame in frames:
             if frame.is_corrupt:
+                self._refuse_encrypted(packet)
                 self.damage["a frame with concealed errors"] += 1
         return frames
