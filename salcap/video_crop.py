@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from fractions import Fraction
 from itertools import islice
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -24,6 +24,8 @@ _SEGMENT, _SEEK_HEAD, _CLUSTER, _TRACKS = 0x18538067, 0x114D9B74, 0x1F43B675, 0x
 _SEEK_ID, _SEEK_POSITION, _TRACK_TYPE, _VIDEO = 0x53AB, 0x53AC, 0x83, 0xE0
 _PIXEL_CROPS = {0x54CC: "left", 0x54DD: "right", 0x54BB: "top", 0x54AA: "bottom"}
 _BOXES_TO_ENTRIES = (b"mdia", b"minf", b"stbl", b"stsd")
+
+_DAMAGE = (ArithmeticError, EOFError, LookupError, OSError, ValueError, struct.error)  # the reader will tell of it
 
 Span = tuple[int, int]  # first byte, and the one after the last
 
@@ -76,7 +78,8 @@ def crop_of(path: Any, container: Any, stream: Any) -> tuple[Crop, list[str]]:
     kind, number = container.format.name, container.streams.video.index(stream)
     if not kind.startswith(("matroska", "mov")):
         return Crop(), []
-    with nullcontext(path) if hasattr(path, "read") else open(local_file(path), "rb") as file:
+    crop = Crop()
+    with suppress(*_DAMAGE), nullcontext(path) if hasattr(path, "read") else open(local_file(path), "rb") as file:
         crop = container_crop(file, kind, stream.id, number)
     width, height = stream.codec_context.width, stream.codec_context.height
     if crop.fits(width, height):
@@ -92,6 +95,9 @@ def container_crop(file: BinaryIO, format_name: str, track_id: int, track_number
         format_name: FFmpeg's, of the container.
         track_id: the stream's id, which is the track's in MP4.
         track_number: which of the video tracks it is, from 0: Matroska's are told by their order.
+
+    Raises:
+        ArithmeticError, EOFError, LookupError, OSError, ValueError, struct.error: the file is damaged.
     """
     place = file.tell()
     try:
@@ -99,8 +105,6 @@ def container_crop(file: BinaryIO, format_name: str, track_id: int, track_number
             return _matroska_crop(file, track_number)
         if format_name.startswith("mov"):
             return _clean_aperture(file, track_id)
-    except (EOFError, IndexError, OverflowError, struct.error, ZeroDivisionError):
-        pass  # damage, which the reader finds and counts
     finally:
         file.seek(place)
     return Crop()
@@ -146,10 +150,13 @@ def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _spans(data: bytes, at: int = 0) -> Iterator[tuple[int, Span]]:
-    """EBML elements in a row: id, and where the contents are."""
+    """EBML elements in a row, as far as the data go: id, and where the contents are."""
     while at < len(data):
-        number, at = _variable(data, at)
-        size, start = _variable(data, at)
+        try:
+            number, at = _variable(data, at)
+            size, start = _variable(data, at)
+        except (EOFError, IndexError):
+            return
         width = start - at
         size -= 1 << 7 * width
         at = start + size
