@@ -30,6 +30,7 @@ _GAMUTS: dict[int, np.ndarray] = {  # to sRGB, in linear light: ITU-R BT.2087, a
         ((1.2249, -0.2247, 0.0), (-0.0420, 1.0419, 0.0), (-0.0197, -0.0786, 1.0979)), np.float32
     ),
 }
+_ROWS = 64
 _LUMINANCE = np.array((0.2627, 0.6780, 0.0593), np.float32)  # of BT.2020
 
 
@@ -74,7 +75,15 @@ def _matrix(frame: av.VideoFrame, is_hdr: bool) -> int | None:
 
 
 def _convert(picture: np.ndarray, curve: ColorTrc | None, gamut: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint16 RGB of a transfer curve and gamut as uint8 sRGB."""
+    """(H, W, 3) uint16 RGB of a transfer curve and gamut as uint8 sRGB, some rows at a time to save memory."""
+    converted = np.empty(picture.shape, np.uint8)
+    for top in range(0, len(picture), _ROWS):
+        rows = slice(top, top + _ROWS)
+        converted[rows] = _convert_rows(picture[rows], curve, gamut)
+    return converted
+
+
+def _convert_rows(picture: np.ndarray, curve: ColorTrc | None, gamut: np.ndarray) -> np.ndarray:
     light = _light(curve)[picture]
     if curve == ColorTrc.ARIB_STD_B67:  # the scene's light: the display adds contrast (BT.2100's OOTF, gamma 1.2)
         light *= (light @ _LUMINANCE)[..., None] ** 0.2 * (_PEAK_NITS / _WHITE_NITS)
