@@ -13,7 +13,7 @@ class Frames:
     """RGB frames of one clip with their true presentation times.
 
     Attributes:
-        pixels: (T, 3, H, W) uint8 RGB.
+        pixels: (T, 3, H, W) uint8 sRGB, upright and with square pixels.
         pts_seconds: (T,) float64, non-decreasing, seconds from the start of the video; any float sequence is taken.
         source: path or name the frames came from, for messages and records.
         warnings: what a reader could not do as asked (damage, fewer frames than asked).

@@ -18,8 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from salcap.video_info import VideoLimits
-from salcap.video_reader import Pictures
+from salcap.video_info import Pictures, VideoLimits
 
 
 def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:

@@ -22,7 +22,8 @@ import numpy as np
 
 from salcap.frames import Frames
 from salcap.video import DEFAULT_LIMITS, VideoLimits, read_frames, to_frames
-from salcap.video_reader import Pictures, read_pictures
+from salcap.video_info import Pictures
+from salcap.video_reader import read_pictures
 
 CLIPS_A_PROCESS = 200  # then it is replaced, which takes tenths of a second: FFmpeg's threads leave memory in pieces
 MEMORY_BYTES = 4 * 2**30  # of data that a reading process may hold, where the system can say so (Linux)

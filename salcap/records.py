@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
+
+log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 
@@ -71,7 +75,7 @@ class RecordFile:
         self._file: int | None = None
         self._size = 0
         self._fresh = overwrite or not self.path.exists()
-        self._lock = _locked(self.path)
+        self._lock, _ = _locked(self.path)
         try:
             if not self._fresh:
                 check_settings(self.path, self.settings)
@@ -214,7 +218,7 @@ def merge_records(parts: Sequence[Path], path: Path, ids: Collection[str]) -> bo
         if not places.keys() >= set(ids):
             return False
         try:
-            lock = _locked(path)
+            lock, is_alone = _locked(path)
         except ValueError:
             return False
 
@@ -225,7 +229,7 @@ def merge_records(parts: Sequence[Path], path: Path, ids: Collection[str]) -> bo
                 yield json.loads(files[number].readline())
 
         try:
-            _replace_records(path, in_order())
+            _replace_records(path, in_order(), "" if is_alone else f".{uuid4().hex}")
             _write_settings(lock, settings, path)
         finally:
             os.close(lock)
@@ -240,9 +244,13 @@ def count_errors(outcomes: Collection[str | None]) -> dict[str, int]:
     return dict(Counter(error for error in outcomes if error is not None).most_common())
 
 
-def _replace_records(path: Path, records: Iterator[Record]) -> int:
-    """Put records in a file's place at once; returns its size."""
-    partial = path.with_name(f"{path.name}.partial")
+def _replace_records(path: Path, records: Iterator[Record], mark: str = "") -> int:
+    """Put records in a file's place at once; returns its size.
+
+    Args:
+        mark: goes into the name of the partial file, if another process may be writing one too.
+    """
+    partial = path.with_name(f"{path.name}{mark}.partial")
     try:
         with partial.open("wb") as file:
             for record in records:
@@ -261,17 +269,28 @@ def settings_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.settings")
 
 
-def _locked(path: Path) -> int:
-    """The settings file of a record file, open and locked."""
+def _locked(path: Path) -> tuple[int, bool]:
+    """The settings file of a record file, open and locked, and whether the file system could lock it.
+
+    Raises:
+        ValueError: another run has locked it.
+    """
     import fcntl
 
     file = os.open(settings_path(path), os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except (BlockingIOError, PermissionError):  # the latter is how some network file systems say the same
         os.close(file)
         raise ValueError(f"another run is writing {path} at this moment") from None
-    return file
+    except OSError as error:  # Lustre without the mount option flock, NFS without a lock daemon, some FUSE
+        log.warning(
+            "the file system of %s has no locks (%s): make sure yourself that no second run writes this file",
+            path,
+            error.strerror,
+        )
+        return file, False
+    return file, True
 
 
 def _write_settings(file: int, settings: dict[str, Any], path: Path) -> None:

@@ -18,6 +18,7 @@ from salcap.decoded import is_decoder, read_decoded
 from salcap.frames import Frames
 from salcap.sampling import take_frames
 from salcap.video import read_frames
+from salcap.video_open import name_of
 
 Video: TypeAlias = (
     str | PathLike[str] | BinaryIO | bytes | bytearray | memoryview | Frames | np.ndarray | Tensor | Mapping[str, Any]
@@ -96,9 +97,8 @@ def clip_source(video: Any, start_seconds: float | None = None, end_seconds: flo
             fsdecode(video), partial(read_frames, video, start_seconds=start, end_seconds=end), start, end
         )
     if hasattr(video, "read"):
-        name = getattr(video, "name", None)
         read = partial(read_frames, cast(BinaryIO, video), start_seconds=start, end_seconds=end)
-        return ClipSource(None if name is None else str(name), read, start, end)
+        return ClipSource(name_of(video), read, start, end)
 
     def take(count: int, **_: Any) -> Frames:
         if is_decoder(video):

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from salcap.frames import Frames
-from salcap.video_info import VideoDecodeError, VideoInfo, VideoLimits
+from salcap.video_info import Pictures, VideoDecodeError, VideoInfo, VideoLimits
 from salcap.video_open import VideoPath
-from salcap.video_reader import DEFAULT_LIMITS, Pictures, probe, read_pictures, stream_frames
+from salcap.video_reader import DEFAULT_LIMITS, probe, read_pictures, stream_frames
 
 __all__ = [
     "DEFAULT_LIMITS",
@@ -44,7 +44,8 @@ def read_frames(
     Only a container without index or times is read from its start.
 
     Args:
-        path: a local file, a binary file object that can seek, or a file's bytes.
+        path: a local file, a binary file object that can be read and can seek (also one opened for writing as well,
+            which is only read), or a file's bytes.
         num_frames: at least 1.
         start_seconds: start of the clip, counted from the start of the video stream; None: the start.
         end_seconds: end of the clip, exclusive; None, or with a warning a later time: the end of the video. A frame
@@ -57,8 +58,10 @@ def read_frames(
         limits: what a file may cost.
 
     Returns:
-        `Frames`: upright RGB, alpha dropped, pixels as stored where they are not square; ``warnings`` tells of damage,
-        truncation and missing frames.
+        `Frames`: upright sRGB with square pixels, alpha dropped; ``warnings`` tells of damage, truncation and missing
+        frames. What the container or the codec crops is cut off. Where stored pixels are not square, the height is kept
+        and the width is scaled. PQ and HLG are tone-mapped, and BT.2020 and Display P3 are converted, see
+        `salcap.video_colour.to_srgb`. HD video that does not state its colours is read as BT.709.
 
     Raises:
         ValueError: arguments out of range; a clip that starts after the end of the video, or ends before it starts.

@@ -8,6 +8,8 @@ import re
 import stat
 from dataclasses import dataclass
 
+import numpy as np
+
 # Containers that are read. Not among them: playlists (hls, concat, dash) read other files or wait for ever, tty draws
 # any text, image2 takes patterns for names. Sound is, to say of it that it has no video stream.
 FORMATS = (
@@ -55,17 +57,34 @@ class VideoDecodeError(RuntimeError):
         return f"cannot read video {self.path}: {self.message}"
 
 
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """As `Frames`, as arrays.
+
+    Attributes:
+        pixels: (T, H, W, 3) uint8 RGB.
+        pts_seconds, source, warnings, clip_seconds: see `Frames`.
+    """
+
+    pixels: np.ndarray
+    pts_seconds: list[float]
+    source: str | None
+    warnings: tuple[str, ...]
+    clip_seconds: tuple[float, float] | None
+
+
 @dataclass(frozen=True)
 class VideoInfo:
     """What a video is, measured where its header could lie.
 
     Attributes:
         duration_seconds: from the start of the stream to the end of its last frame.
-        width, height: in pixels, of a frame as `read_frames` returns it (upright, sample aspect not applied).
+        width, height: in pixels, of a frame as `read_frames` returns it (cropped, upright, with square pixels).
         fps: frames a second on average; None where the container does not say.
         rotation: degrees, clockwise, by which stored frames are turned to be upright: 0, 90, 180 or 270.
         num_frames_stated: what the container claims; None where it claims nothing.
-        sample_aspect_ratio: width of a stored pixel over its height.
+        sample_aspect_ratio: width of a stored pixel over its height, as the file states it; already applied to
+            ``width``.
         start_pts_seconds: start of the stream on the file's own clock; add it to get the times other tools print.
         warnings: as in `Frames`.
     """

@@ -6,12 +6,14 @@ import io
 import os
 import threading
 import time
+from inspect import iscoroutinefunction
 from itertools import islice
 from textwrap import shorten
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias, cast
 
 import av
 
+from salcap.video_contents import HEAD_BYTES, describe_contents
 from salcap.video_info import FORMATS, local_file
 
 # What PyAV raises on broken files; IndexError where a stream turns up late
@@ -24,14 +26,55 @@ _log_lock = threading.Lock()
 def open_container(path: VideoPath, max_pixels: int) -> Any:
     """Open a local file: the formats of FORMATS, no other protocol, no data that it keeps in other files."""
     source: Any = path
-    if isinstance(path, io.TextIOBase):
-        raise ValueError("a file opened as text; open it with mode 'rb'")
     if hasattr(path, "read"):
+        _check_file(source)
         source.seek(0)
     else:
         source = f"file:{local_file(path)}"  # so that a colon in the name is no protocol
     options = {"protocol_whitelist": "file", "format_whitelist": FORMATS, "max_pixels": str(max_pixels)}
-    return av.open(source, options=options, metadata_errors="replace")
+    # PyAV takes a file object's own mode otherwise, and would write into one that was opened to read and write
+    return av.open(source, mode="r", options=options, metadata_errors="replace")
+
+
+def name_of(video: Any) -> str | None:
+    """The name of a path or a file object; None for an object without one, or with a number (a descriptor)."""
+    name = video
+    if hasattr(video, "read"):
+        name = getattr(video, "name", None) or getattr(video, "filename", None)  # that of an upload
+    return os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else None
+
+
+def plain_file(video: Any) -> Any:
+    """The file inside an upload whose own methods are coroutines (FastAPI's ``UploadFile``); all else as it is."""
+    file = getattr(video, "file", None)
+    return file if hasattr(file, "read") and iscoroutinefunction(getattr(video, "read", None)) else video
+
+
+def _check_file(file: Any) -> None:
+    """Refuse a file object that cannot be read from its start, in words that say what to do."""
+    try:
+        nothing = file.read(0)
+    except io.UnsupportedOperation:
+        raise ValueError("a file object opened only for writing; open it with mode 'rb'") from None
+    if isinstance(nothing, str):
+        raise ValueError("a file opened as text; open it with mode 'rb'")
+    if not isinstance(nothing, bytes | bytearray | memoryview):
+        raise ValueError(f"a file object whose read() returns {type(nothing).__name__}, not bytes; pass its bytes")
+    if not hasattr(file, "seek") or (hasattr(file, "seekable") and not file.seekable()):
+        raise ValueError("a file object that cannot seek, such as a pipe or a download; read it and pass its bytes")
+
+
+def contents_of(path: VideoPath) -> str | None:
+    """What a file without a readable frame shows itself to be; None if it may be a video or cannot be read."""
+    try:
+        if not hasattr(path, "read"):
+            with open(local_file(cast(str, path)), "rb") as opened:
+                return describe_contents(opened.read(HEAD_BYTES))
+        file = cast(BinaryIO, path)
+        file.seek(0)
+        return describe_contents(file.read(HEAD_BYTES))
+    except (*FAILURES, AttributeError, TypeError):
+        return None
 
 
 def words_of(error: Exception) -> str:

@@ -15,27 +15,37 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, islice, pairwise
 from typing import Any
 
 import av
 import numpy as np
+from av.codec.context import Flags as CodecFlags
 from av.container import Flags
-from av.sidedata.sidedata import SideDataContainer
-from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
 from salcap.timeline import MAX_ERRORS, Ticks, Timed, Timeline, spread_times
-from salcap.video_info import VideoDecodeError, VideoInfo, VideoLimits, shortage
-from salcap.video_open import FAILURES, VideoPath, decoder_log, open_container, words_of
+from salcap.video_colour import to_srgb
+from salcap.video_crop import Cropper, crop_of
+from salcap.video_geometry import orientation, scaled_size, square_size
+from salcap.video_info import Pictures, VideoDecodeError, VideoInfo, VideoLimits, shortage
+from salcap.video_open import (
+    FAILURES,
+    VideoPath,
+    contents_of,
+    decoder_log,
+    name_of,
+    open_container,
+    plain_file,
+    words_of,
+)
 
 MAX_THREADS = 4  # each decoding thread holds a frame, and after a seek wastes one
 THREADED_PIXELS = 640 * 360  # of smaller frames threads gain nothing, and leave memory in pieces
 DEFAULT_LIMITS = VideoLimits()
-SCALING = 4 | 0x2000 | 0x40000  # swscale's BICUBIC, FULL_CHR_H_INT, ACCURATE_RND: PyAV 17 has no names for flags
+ENCRYPTED_TAGS = ("encv", "drmi")  # of MP4's sample entries: Common Encryption, FairPlay
 
 
 def probe(path: VideoPath, limits: VideoLimits = DEFAULT_LIMITS) -> VideoInfo:
@@ -50,7 +60,7 @@ def probe(path: VideoPath, limits: VideoLimits = DEFAULT_LIMITS) -> VideoInfo:
     """
     with _Video(path, limits) as video:
         stream, frame = video.stream, video.first[1]
-        a, b, _, _ = _orientation(frame)
+        a, b, _, _ = orientation(frame)
         return VideoInfo(
             path=video.name,
             duration_seconds=video.seconds(video.end),
@@ -62,26 +72,10 @@ def probe(path: VideoPath, limits: VideoLimits = DEFAULT_LIMITS) -> VideoInfo:
             pixel_format=frame.format.name,
             rotation={(1, 0): 0, (0, 1): 90, (-1, 0): 180, (0, -1): 270}[a, b],
             num_frames_stated=stream.frames or None,
-            sample_aspect_ratio=float(stream.sample_aspect_ratio or 1),
+            sample_aspect_ratio=float(video.stated_aspect()),
             start_pts_seconds=float(video.origin * video.time_base),
             warnings=video.warnings(),
         )
-
-
-@dataclass(frozen=True, eq=False)
-class Pictures:
-    """As `Frames`, as arrays.
-
-    Attributes:
-        pixels: (T, H, W, 3) uint8 RGB.
-        pts_seconds, source, warnings, clip_seconds: see `Frames`.
-    """
-
-    pixels: np.ndarray
-    pts_seconds: list[float]
-    source: str | None
-    warnings: tuple[str, ...]
-    clip_seconds: tuple[float, float] | None
 
 
 def read_pictures(
@@ -151,7 +145,7 @@ def stream_frames(
     """
     with _Video(path, limits) as video:
         video.scale_to(size, None, 1)
-        video.orientation = _orientation(video.first[1])
+        video.orientation = orientation(video.first[1])
         start, end = video.clip(start_seconds, end_seconds)
         for timed in video.all_frames(start, end):
             for ticks, picture in video.read([timed], end).items():
@@ -165,16 +159,18 @@ class _Video(Timeline):
 
     Attributes:
         first: the first frame that decodes, with its time.
-        size: (height, width) of the pictures handed out.
+        size: (height, width) of the pictures handed out, whose pixels are square.
         orientation: of all frames; None: each one's own.
+        cropper: cuts off what the container hides; None until the file is open.
     """
 
     orientation: tuple[int, int, int, int] | None = None
+    cropper: Cropper | None = None
 
     def __init__(self, path: VideoPath, limits: VideoLimits = DEFAULT_LIMITS) -> None:
-        self.path, self.limits = io.BytesIO(path) if isinstance(path, bytes) else path, limits
-        name = getattr(self.path, "name", None) if hasattr(self.path, "read") else os.fsdecode(self.path)
-        self.source = None if name is None else str(name)
+        self.path: Any = io.BytesIO(path) if isinstance(path, bytes) else plain_file(path)
+        self.limits = limits
+        self.source = None if isinstance(path, bytes) else name_of(path)
         self.name = self.source or "<file object>"
         self.notes: list[str] = []
         self.damage: Counter[str] = Counter()
@@ -205,9 +201,16 @@ class _Video(Timeline):
         self.stream = self.container = None
 
     def failed(self, message: str) -> VideoDecodeError:
-        """The error to raise: with FFmpeg's words on the file, and the first thing that went wrong as its cause."""
-        words = dict.fromkeys([message, *self.damage, *decoder_log(self.path, self.limits.max_pixels)])
-        error = VideoDecodeError(self.name, "; ".join(words))
+        """The error to raise: with FFmpeg's words on the file, and the first thing that went wrong as its cause.
+
+        A file without a frame that turns out to be something else is told by that.
+        """
+        contents = None if self.num_decoded else contents_of(self.path)
+        if contents is None:
+            words = [message, *self.damage, *decoder_log(self.path, self.limits.max_pixels)]
+        else:
+            words = [contents, message]
+        error = VideoDecodeError(self.name, "; ".join(dict.fromkeys(words)))
         error.__cause__ = self.cause
         return error
 
@@ -238,11 +241,25 @@ class _Video(Timeline):
         most = self.limits.max_pixels
         if codec.width * codec.height > most:
             raise self.failed(f"declares {codec.width}x{codec.height} pixels, at most {most} are decoded (max_pixels)")
+        if codec.codec_tag in ENCRYPTED_TAGS or "enc_key_id" in stream.metadata:  # MP4, Matroska
+            raise self._encrypted()
         codec.options = {"max_pixels": str(most)}
         small = codec.width * codec.height < THREADED_PIXELS
+        codec.flags |= CodecFlags.unaligned  # or hidden columns at the left are shown, to keep memory aligned
         codec.thread_type, codec.thread_count = "AUTO", 1 if small else self.threads
         self.stream, self.index, self.time_base = stream, stream.index, stream.time_base
         self.step = 1 / ((stream.average_rate or stream.guessed_rate or 25) * stream.time_base)
+        if self.cropper is None:
+            crop, notes = crop_of(self.path, self.container, stream)
+            self.cropper = Cropper(crop)
+            self.notes += notes
+
+    def _encrypted(self) -> VideoDecodeError:
+        return VideoDecodeError(self.name, "the video stream is encrypted (DRM): decrypt it first")
+
+    def _refuse_encrypted(self, packet: av.Packet | None = None) -> None:
+        if packet is not None and packet.has_sidedata("encryption_info"):
+            raise self._encrypted()
 
     def _measure(self) -> None:
         """Decode the first frame, learn from it how this file tells time, and find the end."""
@@ -252,6 +269,7 @@ class _Video(Timeline):
                 self.be_careful()
             packets = self.packets()
             head = list(islice(packets, 1))
+            self._refuse_encrypted(*head)
             first = next(self.decode(chain(head, packets), self.stream.start_time or 0), None)
             if first is not None:
                 break
@@ -262,7 +280,8 @@ class _Video(Timeline):
             self.origin = min(self.origin, self.stream.start_time)
         self.by_dts, self.counted = frame.pts is None, frame.pts is None and head[0].dts is None
         self.delay = 0 if head[0].dts is None else first[0] - head[0].dts
-        self.size = (frame.height, frame.width) if _orientation(frame)[0] else (frame.width, frame.height)
+        self.size, notes = square_size(self._shown(frame), self.stated_aspect())
+        self.notes += notes
         stated, kind = self.stream.duration, self.container.format.name
         if stated is not None:
             stated += self.stream.start_time or 0
@@ -284,19 +303,13 @@ class _Video(Timeline):
         if kind == "mpegts" and all(self.container.size % size for size in (188, 192, 204)):
             self.notes.append("the file ends within a transport packet: it may be truncated")
 
+    def stated_aspect(self) -> Fraction:
+        """Width of a stored pixel over its height, as the container or else the codec states it."""
+        return self.stream.sample_aspect_ratio or self.stream.codec_context.sample_aspect_ratio or Fraction(1)
+
     def scale_to(self, size: tuple[int, int] | None, shortest_side: int | None, num_frames: int) -> None:
         """Set the size of the pictures handed out, unless so many of them would take too much memory."""
-        if size is not None and shortest_side is not None:
-            raise ValueError(f"give size or shortest_side, not both, got {size} and {shortest_side}")
-        if size is not None and (len(size) != 2 or min(size) < 1):
-            raise ValueError(f"size must be (height, width), each at least 1 pixel, got {size}")
-        if shortest_side is not None and shortest_side < 1:
-            raise ValueError(f"shortest_side must be at least 1 pixel, got {shortest_side}")
-        height, width = self.size
-        if shortest_side is not None and shortest_side < min(height, width):
-            share = Fraction(shortest_side, min(height, width))
-            size = (max(1, round(height * share)), max(1, round(width * share)))
-        self.size = size or self.size
+        self.size = scaled_size(self.size, size, shortest_side)
         taken, most = 3 * num_frames * self.size[0] * self.size[1], self.limits.max_bytes
         if taken > most:
             sized = f"{num_frames} frames of {self.size[1]}x{self.size[0]}"
@@ -315,12 +328,14 @@ class _Video(Timeline):
 
     def _to_rgb(self, frame: av.VideoFrame) -> np.ndarray:
         """(H, W, 3) uint8 of the size handed out, upright."""
-        a, b, c, d = self.orientation or _orientation(frame)
+        a, b, c, d = self.orientation or orientation(frame)
         height, width = self.size if a else self.size[::-1]
-        scaling = None if (frame.height, frame.width) == (height, width) else SCALING
-        rgb = self.reformatter.reformat(frame, width, height, "rgb24", interpolation=scaling, threads=1)
-        picture = rgb.to_ndarray()
+        picture = to_srgb(self._shown(frame), self.reformatter, width, height)
         return (picture if a else picture.swapaxes(0, 1))[:: d or b, :: a or c]
+
+    def _shown(self, frame: av.VideoFrame) -> av.VideoFrame:
+        """The part of a decoded frame that the container does not hide."""
+        return frame if self.cropper is None else self.cropper(frame)
 
     def rewind(self) -> None:
         self.close()
@@ -371,6 +386,7 @@ class _Video(Timeline):
             frames: list[av.VideoFrame] = self.stream.codec_context.decode(packet)
         except FAILURES as error:
             if not isinstance(error, EOFError):
+                self._refuse_encrypted(packet)
                 self._count(error)
             return None
         self.num_decoded += len(frames)
@@ -379,22 +395,6 @@ class _Video(Timeline):
             raise self.failed(f"more than {most} frames to decode for those asked for (max_decoded_frames)")
         for frame in frames:
             if frame.is_corrupt:
+                self._refuse_encrypted(packet)
                 self.damage["a frame with concealed errors"] += 1
         return frames
-
-
-def _orientation(frame: av.VideoFrame) -> tuple[int, int, int, int]:
-    """Signs a, b, c, d of the display matrix: a pixel at (x, y), y downwards, is shown at (a x + c y, b x + d y)."""
-    try:
-        # `frame.side_data` would keep what it returns, which keeps the frame: garbage until Python looks for cycles
-        side_data: Any = SideDataContainer(frame)  # type: ignore[call-arg]  # PyAV's stubs leave it out
-        matrix = np.frombuffer(bytes(side_data[SideDataType.DISPLAYMATRIX]), np.int32)[[0, 1, 3, 4]]
-    except KeyError:
-        return 1, 0, 0, 1
-    except ValueError:  # PyAV lists no side data at all if one has a type it does not know, such as Exif
-        angle = math.radians(-frame.rotation)
-        matrix = np.array([math.cos(angle), math.sin(angle), -math.sin(angle), math.cos(angle)])
-    a, b, c, d = (int(sign) for sign in np.sign(matrix))
-    if abs(matrix[1]) > abs(matrix[0]):
-        return 0, b, c or -b, 0
-    return a or 1, 0, 0, d or 1

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
+import os
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,6 +104,37 @@ def test_two_runs_on_one_file_are_refused(tmp_path):
             RecordFile(path, SETTINGS)
     with RecordFile(path, SETTINGS) as second:
         assert list(second.outcomes) == ["v0"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL])
+def test_a_file_system_without_locks_is_written_with_a_warning(tmp_path, monkeypatch, caplog, code):
+    def flock(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    path = tmp_path / "a.jsonl"
+    for numbers in (range(2), range(2, 4)):
+        write(path, numbers)
+    assert ids(path) == ["v0", "v1", "v2", "v3"]
+    parts = [tmp_path / "b.0.jsonl", tmp_path / "b.1.jsonl"]
+    for part, number in zip(parts, (1, 0), strict=True):
+        write(part, [number])
+    assert merge_records(parts, tmp_path / "b.jsonl", ["v0", "v1"])
+    assert ids(tmp_path / "b.jsonl") == ["v0", "v1"]
+    assert not list(tmp_path.glob("*.partial"))
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == 5
+    assert f"the file system of {path} has no locks ({os.strerror(code)})" in warnings[0]
+
+
+@pytest.mark.parametrize("code", [errno.EWOULDBLOCK, errno.EACCES])
+def test_a_lock_that_is_taken_is_no_missing_lock(tmp_path, monkeypatch, code):
+    def flock(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(ValueError, match="another run is writing"):
+        RecordFile(tmp_path / "a.jsonl", SETTINGS)
 
 
 @pytest.fixture(params=["tmpfs", "file size limit"])

@@ -23,7 +23,7 @@ from salcap.pictures.video_writer import VideoWriter
 from salcap.saliency import SaliencyModel, create_saliency
 from salcap.saliency_captioner import SaliencyCaptioner
 from salcap.video import DEFAULT_LIMITS, VideoDecodeError, VideoInfo, VideoLimits, probe, read_frames, stream_frames
-from salcap.video_open import VideoPath
+from salcap.video_open import VideoPath, plain_file
 
 SHOWS = ("overlay", "heat", "patches")
 SUFFIXES = (".mp4", ".png")
@@ -86,7 +86,7 @@ def draw_saliency(
             fit.
         VideoDecodeError: the file gives no frame. Nothing is written then.
     """
-    source: VideoPath = io.BytesIO(video) if isinstance(video, bytes) else video
+    source: VideoPath = io.BytesIO(video) if isinstance(video, bytes) else plain_file(video)
     output = check_output(Path(output), SUFFIXES, 1, overwrite, _files(source))
     check_choice("show", show, SHOWS)
     is_sheet = output.suffix.lower() == ".png"
@@ -131,11 +131,9 @@ def _painter(saliency: str | SaliencyModel | SaliencyCaptioner, show: str) -> Pa
 
 
 def picture_size(info: VideoInfo, most: int) -> Size:
-    """(height, width) of a video's pictures with square pixels, the shorter side ``most`` pixels at most."""
-    turned = info.rotation in (90, 270)
-    width = info.width * (1 / info.sample_aspect_ratio if turned else info.sample_aspect_ratio)
-    share = min(1.0, most / min(info.height, width))
-    return max(1, round(info.height * share)), max(1, round(width * share))
+    """(height, width) of a video's pictures, the shorter side ``most`` pixels at most."""
+    share = min(1.0, most / min(info.height, info.width))
+    return max(1, round(info.height * share)), max(1, round(info.width * share))
 
 
 def _sheet(painter: Painter, frames: Frames, info: VideoInfo) -> ContactSheet:
