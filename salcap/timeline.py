@@ -56,26 +56,53 @@ def in_order(frames: Iterable[Timed]) -> Iterator[Timed]:
         yield last
 
 
+def split_clock(times: Sequence[Ticks], second: Ticks, leap: int | None = LEAP_SECONDS) -> list[Sequence[Ticks]]:
+    """Cut the times of packets, in the order of the file, into parts of one clock each.
+
+    A part ends where times go back by more than a second and stay there. A single wrong time, as damage makes it, and
+    the small steps back of reordered frames are no such place.
+
+    Args:
+        second: ticks of a second.
+        leap: seconds by which a clock may go forward within a part; None for any number.
+    """
+    cuts = [0]
+    for place in range(2, len(times) - 1):
+        before, after = times[place - 2 : place], times[place : place + 2]
+        forward = leap is not None and times[place] - times[place - 1] > leap * second
+        if max(after) < min(before) - second or (forward and min(after) > max(before) + second):
+            cuts.append(place)
+    return [times[start:stop] for start, stop in pairwise([*cuts, len(times)]) if stop > start]
+
+
 class Timeline(ABC):
     """A stream that can be sought, read packet by packet, and decoded forward.
 
     Attributes:
         index: the stream's number in its container.
+        zero: ticks of second 0, the start of the file as players count it. Sound may start before the picture.
         origin, end: ticks at which the first frame comes on screen and the last one leaves it.
         step: ticks a frame lasts on average.
         delay: ticks from the first packet's decoding time to ``origin``.
         by_dts: frames carry no presentation times (AVI), they are told by the packets' decoding times and ``delay``.
         counted: packets have no times at all (raw streams), or wrong ones: frames are counted, and there is no seeking.
+        restarts: whether the clock was seen to start over, see `find_end`.
+        repeats: whether several packets were seen to have one time.
+        last_byte: where the last packet that was read ends in the file; 0 if packets do not say so.
     """
 
     index: int
     time_base: Fraction
+    zero: Ticks
     origin: Ticks
     end: Ticks
     step: Fraction
     delay: Ticks = 0
     by_dts: bool = False
     counted: bool = False
+    restarts: bool = False
+    repeats: bool = False
+    last_byte: int = 0
 
     @abstractmethod
     def packets(self, max_errors: int = MAX_ERRORS, every_stream: bool = False) -> Iterator[Any]:
@@ -117,30 +144,36 @@ class Timeline(ABC):
                 yield math.floor(previous), frame
 
     def clip(self, start_seconds: float | None, end_seconds: float | None) -> tuple[Fraction, Fraction]:
-        """The ticks of a part of the video that is given in seconds from its start, cut off at its end."""
+        """The ticks of a part of the video that is given in seconds from second 0, as far as there are pictures."""
         for name, value in (("start_seconds", start_seconds), ("end_seconds", end_seconds)):
             if value is not None and not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be a time from the start of the video, 0 or later, got {value}")
         if end_seconds is not None and end_seconds <= (start_seconds or 0):
             raise ValueError(f"end_seconds must be later than start_seconds, got {start_seconds} to {end_seconds}")
-        start = self._ticks(start_seconds or 0)
+        start = max(self._ticks(start_seconds or 0), Fraction(self.origin))
         if start >= self.end:
             duration = self.seconds(self.end)
             raise ValueError(f"start_seconds {start_seconds} is beyond the end of the video, {duration:.3f} s")
-        end = Fraction(self.end)
-        return start, end if end_seconds is None else min(end, self._ticks(end_seconds))
+        end = Fraction(self.end) if end_seconds is None else min(Fraction(self.end), self._ticks(end_seconds))
+        if end <= start:
+            first = self.seconds(self.origin)
+            raise ValueError(f"end_seconds {end_seconds} is before the first picture, which comes at {first:.3f} s")
+        return start, end
 
     def _ticks(self, seconds: float) -> Fraction:
-        """Ticks of a time from the start of the video: whole ones where it is the time of a frame, rounded."""
-        exact = self.origin + Fraction(seconds) / self.time_base
+        """Ticks of a time from second 0: whole ones if it is the time of a frame, rounded."""
+        exact = self.zero + Fraction(seconds) / self.time_base
         return Fraction(round(exact)) if abs(round(exact) - exact) * self.time_base <= ROUNDING else exact
 
     def seconds(self, ticks: Ticks | Fraction) -> float:
-        """Seconds from the start of the video."""
-        return float((ticks - self.origin) * self.time_base)
+        """Seconds from second 0."""
+        return float((ticks - self.zero) * self.time_base)
 
     def find_end(self, stated: Ticks | None) -> Ticks:
         """Find ``end`` from packets alone; returns where the last packet of any stream ends.
+
+        The last seconds of the file are read, or all of it if it cannot be sought or states no end. In a file of
+        recordings laid end to end, seeking by time leads into the first one, so that the clock is seen to start over.
 
         Args:
             stated: the end that the container states: only a hint where to look.
@@ -202,16 +235,36 @@ class Timeline(ABC):
             return None
         return next((packet.dts for packet in self.packets(0)), None)
 
+    def count_frames(self) -> None:
+        """From now on time frames at an even rate in the order of the file, the average of all of its parts."""
+        self.rewind()
+        times = [
+            time for packet in self.packets() if (time := packet.pts if packet.dts is None else packet.dts) is not None
+        ]
+        parts = split_clock(times, self._second)
+        spans = [(max(part) - min(part), len(part) - 1) for part in parts]
+        length, steps = sum(span for span, _ in spans), sum(number for _, number in spans)
+        if length and steps:
+            self.step = Fraction(length, steps)
+        self.counted = True
+
     def _read_ends(self, max_errors: int = 0) -> tuple[Ticks, Ticks] | None:
         """Read on to the end of the file: the latest end of a packet of this stream, and of one of any other."""
         stamps, lengths, last = [], [], self.origin
         for packet in self.packets(max_errors, every_stream=True):
+            self.last_byte = max(self.last_byte, (packet.pos or 0) + packet.size)
             if packet.stream_index == self.index:
                 stamps.append((packet.pts, packet.dts))
                 lengths.append(packet.duration or self.step)
             elif packet.pts is not None:
                 end = (packet.pts + (packet.duration or 0)) * packet.time_base / self.time_base
                 last = max(last, math.floor(end))
+        if not self.counted:
+            shown = [pts for pts, _ in stamps if pts is not None]
+            self.repeats = len(set(shown)) < len(shown)
+            decoded = [pts if dts is None else dts for pts, dts in stamps]
+            known = [time for time in decoded if time is not None]
+            self.restarts = self.restarts or len(split_clock(known, self._second, leap=None)) > 1
         ends = [math.floor(time + length) for time, length in zip(self._times(stamps), lengths, strict=False)]
         return (max(ends), last) if ends and max(ends) > self.origin else None
 

@@ -9,7 +9,8 @@ import torch
 from salcap.frames import Frames
 from salcap.video_info import Pictures, VideoDecodeError, VideoInfo, VideoLimits
 from salcap.video_open import VideoPath
-from salcap.video_reader import DEFAULT_LIMITS, probe, read_pictures, stream_frames
+from salcap.video_probe import probe
+from salcap.video_reader import DEFAULT_LIMITS, read_pictures, stream_frames
 
 __all__ = [
     "DEFAULT_LIMITS",

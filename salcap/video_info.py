@@ -78,14 +78,15 @@ class VideoInfo:
     """What a video is, measured where its header could lie.
 
     Attributes:
-        duration_seconds: from the start of the stream to the end of its last frame.
+        duration_seconds: from second 0, the start of the file, to the end of the last frame.
         width, height: in pixels, of a frame as `read_frames` returns it (cropped, upright, with square pixels).
         fps: frames a second on average; None where the container does not say.
         rotation: degrees, clockwise, by which stored frames are turned to be upright: 0, 90, 180 or 270.
         num_frames_stated: what the container claims; None where it claims nothing.
         sample_aspect_ratio: width of a stored pixel over its height, as the file states it; already applied to
             ``width``.
-        start_pts_seconds: start of the stream on the file's own clock; add it to get the times other tools print.
+        first_frame_seconds: when the first frame is shown; later than 0 if the sound starts before the picture.
+        start_pts_seconds: second 0 on the file's own clock. Add it to get the times stored in the file.
         warnings: as in `Frames`.
     """
 
@@ -100,6 +101,7 @@ class VideoInfo:
     rotation: int
     num_frames_stated: int | None
     sample_aspect_ratio: float
+    first_frame_seconds: float
     start_pts_seconds: float
     warnings: tuple[str, ...]
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import threading
 import time
+from fractions import Fraction
 from inspect import iscoroutinefunction
 from itertools import islice
 from textwrap import shorten
 from typing import Any, BinaryIO, TypeAlias, cast
 
 import av
+from av.stream import Disposition
 
 from salcap.video_contents import HEAD_BYTES, describe_contents
 from salcap.video_info import FORMATS, local_file
@@ -34,6 +37,38 @@ def open_container(path: VideoPath, max_pixels: int) -> Any:
     options = {"protocol_whitelist": "file", "format_whitelist": FORMATS, "max_pixels": str(max_pixels)}
     # PyAV takes a file object's own mode otherwise, and would write into one that was opened to read and write
     return av.open(source, mode="r", options=options, metadata_errors="replace")
+
+
+def main_stream(container: Any) -> Any | None:
+    """The video stream of a container that a player shows; None if it has none."""
+    pictures = Disposition.attached_pic | Disposition.timed_thumbnails
+    streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
+    best = container.streams.best("video")
+    return max(streams, key=lambda stream: stream is best, default=None)
+
+
+def stated_end(container: Any, stream: Any, step: Fraction) -> int | None:
+    """Ticks at which a video stream ends by what its container states; None if it states nothing.
+
+    Args:
+        step: ticks that a frame lasts.
+    """
+    stated: int | None = stream.duration
+    if stated is not None:
+        stated += stream.start_time or 0
+    elif container.duration is not None:  # of the longest stream; some count it from 0, some from the start
+        stated = int(Fraction(container.duration, av.time_base) / stream.time_base)
+    if container.format.name == "avi" and stated is not None:
+        stated = max(stated, math.floor(stream.frames * step))  # FFmpeg guesses the duration of a file that is cut
+    return stated
+
+
+def undiscarded(packet: av.Packet) -> av.Packet:
+    """The packet without the mark by which the edit list of a file that is joined to another hides its frame."""
+    copy = av.Packet(bytes(packet))
+    copy.stream, copy.time_base = packet.stream, packet.time_base
+    copy.pts, copy.dts, copy.duration, copy.is_keyframe = packet.pts, packet.dts, packet.duration, packet.is_keyframe
+    return copy
 
 
 def name_of(video: Any) -> str | None:

@@ -2,8 +2,8 @@
 
 Without torch, so that reading processes start at once (`salcap.video` makes `Frames` of the pictures).
 
-Seconds are counted from the start of the video stream, so that the first frame is shown at about 0 whatever clock the
-file was written with; inside, times are ticks of the stream's time base (see `salcap.timeline`).
+Seconds are counted from the start of the file, as players and subtitles count them: from the first sound or picture,
+whatever clock the file was written with. Inside, times are ticks of the stream's time base (see `salcap.timeline`).
 """
 
 from __future__ import annotations
@@ -23,59 +23,33 @@ import av
 import numpy as np
 from av.codec.context import Flags as CodecFlags
 from av.container import Flags
-from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
 from salcap.timeline import MAX_ERRORS, Ticks, Timed, Timeline, spread_times
 from salcap.video_colour import to_srgb
 from salcap.video_crop import Cropper, crop_of
 from salcap.video_geometry import orientation, scaled_size, square_size
-from salcap.video_info import Pictures, VideoDecodeError, VideoInfo, VideoLimits, shortage
+from salcap.video_info import Pictures, VideoDecodeError, VideoLimits, shortage
+from salcap.video_joined import another_file_follows, index_goes_back
 from salcap.video_open import (
     FAILURES,
     VideoPath,
     contents_of,
     decoder_log,
+    main_stream,
     name_of,
     open_container,
     plain_file,
+    stated_end,
+    undiscarded,
     words_of,
 )
 
 MAX_THREADS = 4  # each decoding thread holds a frame, and after a seek wastes one
 THREADED_PIXELS = 640 * 360  # of smaller frames threads gain nothing, and leave memory in pieces
 DEFAULT_LIMITS = VideoLimits()
+RESTARTED = "its clock starts over or leaps, as in joined files: frames are timed at an even rate"
 ENCRYPTED_TAGS = ("encv", "drmi")  # of MP4's sample entries: Common Encryption, FairPlay
-
-
-def probe(path: VideoPath, limits: VideoLimits = DEFAULT_LIMITS) -> VideoInfo:
-    """Look at a video: decode its first frame, find its end from packets.
-
-    Args:
-        path: as for `salcap.video.read_frames`.
-        limits: what the file may cost.
-
-    Raises:
-        VideoDecodeError: as `salcap.video.read_frames`.
-    """
-    with _Video(path, limits) as video:
-        stream, frame = video.stream, video.first[1]
-        a, b, _, _ = orientation(frame)
-        return VideoInfo(
-            path=video.name,
-            duration_seconds=video.seconds(video.end),
-            width=video.size[1],
-            height=video.size[0],
-            fps=float(stream.average_rate) if stream.average_rate else None,
-            codec=stream.codec_context.name,
-            container=video.container.format.name,
-            pixel_format=frame.format.name,
-            rotation={(1, 0): 0, (0, 1): 90, (-1, 0): 180, (0, -1): 270}[a, b],
-            num_frames_stated=stream.frames or None,
-            sample_aspect_ratio=float(video.stated_aspect()),
-            start_pts_seconds=float(video.origin * video.time_base),
-            warnings=video.warnings(),
-        )
 
 
 def read_pictures(
@@ -103,7 +77,7 @@ def read_pictures(
         if at_seconds is None:
             targets = [math.floor(start + (number + Fraction(1, 2)) * interval) for number in range(num_frames)]
         else:
-            targets = [video.origin + round(Fraction(seconds) / video.time_base) for seconds in at_seconds]
+            targets = [video.zero + round(Fraction(seconds) / video.time_base) for seconds in at_seconds]
         pictures = video.read(video.frames_at(video.plan(targets, 0 if exact or at_seconds else interval)), end)
         if len(pictures) < num_frames:  # stills, damage, or a short clip: choose among the frames that there are
             times = spread_times(video.shown_times(start, end), targets)
@@ -227,14 +201,14 @@ class _Video(Timeline):
         except FAILURES as error:
             self.cause = error
             raise self.failed(words_of(error)) from error
-        # pts that FFmpeg guesses are wrong for reordered frames in AVI; without them frames carry the decoder's times
-        self.container.flags &= ~Flags.gen_pts.value
-        pictures = Disposition.attached_pic | Disposition.timed_thumbnails
-        streams = [stream for stream in self.container.streams.video if not stream.disposition & pictures]
-        if not streams:
+        # Times that FFmpeg guesses are wrong for reordered frames in AVI; without them frames carry the decoder's.
+        # In program streams packets of several frames have no others.
+        if self.container.format.name != "mpeg":
+            self.container.flags &= ~Flags.gen_pts.value
+        stream = main_stream(self.container)
+        if stream is None:
             kinds = ", ".join(sorted({stream.type for stream in self.container.streams})) or "none"
             raise self.failed(f"no video stream (streams in the file: {kinds})")
-        stream = max(streams, key=lambda stream: stream is self.container.streams.best("video"))
         codec = stream.codec_context
         if codec is None:
             raise self.failed("no decoder for its video stream")
@@ -278,24 +252,36 @@ class _Video(Timeline):
         self.first, (self.origin, frame) = first, first
         if frame.pts is not None and self.stream.start_time is not None:
             self.origin = min(self.origin, self.stream.start_time)
+        self.zero = self.origin
+        if frame.pts is not None and self.container.start_time is not None:
+            start = Fraction(self.container.start_time, av.time_base) / self.time_base
+            self.zero = min(self.origin, math.floor(start))
         self.by_dts, self.counted = frame.pts is None, frame.pts is None and head[0].dts is None
         self.delay = 0 if head[0].dts is None else first[0] - head[0].dts
         self.size, notes = square_size(self._shown(frame), self.stated_aspect())
         self.notes += notes
-        stated, kind = self.stream.duration, self.container.format.name
-        if stated is not None:
-            stated += self.stream.start_time or 0
-        elif self.container.duration is not None:  # of the longest stream; some count it from 0, some from the start
-            stated = int(Fraction(self.container.duration, av.time_base) / self.time_base)
-        if kind == "avi" and stated is not None:  # FFmpeg guesses the duration of one that is cut, but not its frames
-            stated = max(stated, math.floor(self.stream.frames * self.step))
-        if kind == "mpegts" and self.changes_clock(self.container.size):
-            self.counted, stated = True, None
-            self.notes.append("its clock starts over or leaps, as in joined files: frames are timed at an even rate")
-        last = self.find_end(stated)
+        stated, kind = stated_end(self.container, self.stream, self.step), self.container.format.name
+        self.restarts = kind == "mpegts" and self.changes_clock(self.container.size)
+        last = self.origin if self.restarts else self.find_end(stated)
+        self.restarts |= index_goes_back(self.container, self.stream, head[0])
+        if self.restarts or (self.repeats and kind == "mpeg"):
+            if self.restarts:
+                self.notes.append(RESTARTED)
+            self.count_frames()
+            self.zero, stated = self.origin, None
+            last = self.find_end(None)
+        if another_file_follows(self.path, kind, self.last_byte):
+            self.notes.append("another file follows the part that is read, as in joined files")
         if self.seconds(self.end) > self.limits.max_seconds:
             length = f"{self.seconds(self.end):.0f} s long"
             raise self.failed(f"{length}, at most {self.limits.max_seconds:.0f} s are read (max_seconds)")
+        if (
+            kind == "avi"
+            and stated is not None
+            and not self.counted
+            and self.end - stated > Fraction(1, 2) / self.time_base
+        ):
+            self.notes.append(f"the file states {self.seconds(stated):.2f} s but goes on, as joined files do")
         reached = self.seconds(last if self.stream.duration is None else self.end)
         if stated is not None and self.seconds(stated) > reached + float(self.step * self.time_base) + 0.01:
             states = f"the file states {self.seconds(stated):.2f} s but ends after {reached:.2f} s"
@@ -373,7 +359,7 @@ class _Video(Timeline):
                 for packet in self.container.demux(*([] if every_stream else [self.stream])):
                     if packet.size:  # empty ones mark the end, or a frame left out in AVI
                         errors = 0
-                        yield packet
+                        yield undiscarded(packet) if self.counted and packet.is_discard else packet
                 return
             except IndexError:  # PyAV's at the end, by chance, where streams came up on the way: all packets are read
                 return

@@ -14,7 +14,8 @@ from typing import Any
 from salcap.manifest import Item
 from salcap.shots import find_cuts
 from salcap.video_open import VideoPath
-from salcap.video_reader import DEFAULT_LIMITS, VideoLimits, probe
+from salcap.video_probe import probe
+from salcap.video_reader import DEFAULT_LIMITS, VideoLimits
 
 SHOTS = "shots"
 MIN_SHOT_SECONDS = 1.0  # a shorter shot is part of the one before it, at the end of the video too
@@ -80,9 +81,10 @@ def cut_windows(
         VideoDecodeError: as `read_frames`.
     """
     windows = check_windows(windows)
-    first, end = start_seconds or 0.0, call(video_seconds, path)
+    pictures, end = call(picture_seconds, path)
+    first = max(start_seconds or 0.0, pictures)  # sound may start earlier
     end = end if end_seconds is None else min(end, end_seconds)
-    start = start_seconds
+    start = start_seconds if first == (start_seconds or 0.0) else first
     for boundary in _shot_starts(path, first, end, call) if windows == SHOTS else _every(float(windows), first, end):
         yield start, boundary
         start = boundary
@@ -106,9 +108,10 @@ def _shot_starts(path: VideoPath, first: float, end: float, call: Call) -> Itera
                 last = cut
 
 
-def video_seconds(path: VideoPath, *, limits: VideoLimits = DEFAULT_LIMITS) -> float:
-    """Length of a video."""
-    return probe(path, limits).duration_seconds
+def picture_seconds(path: VideoPath, *, limits: VideoLimits = DEFAULT_LIMITS) -> tuple[float, float]:
+    """When the first frame of a video is shown, and when its last one ends."""
+    info = probe(path, limits)
+    return info.first_frame_seconds, info.duration_seconds
 
 
 def item_windows(item: Item, windows: Windows, call: Call) -> Iterator[Window]:

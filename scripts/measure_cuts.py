@@ -20,7 +20,7 @@ from pathlib import Path
 import av
 
 from salcap.video import stream_frames
-from salcap.windows import MIN_SHOT_SECONDS, cut_windows, video_seconds
+from salcap.windows import MIN_SHOT_SECONDS, cut_windows, picture_seconds
 
 SIZE = (144, 256)  # height and width of the joined video
 TIME_BASE = Fraction(1, 12800)
@@ -38,7 +38,7 @@ def join(clips: Sequence[Path], path: Path, seconds: float | None = None) -> lis
         stream.height, stream.width = SIZE
         stream.pix_fmt, stream.codec_context.time_base = "yuv420p", TIME_BASE
         for clip in clips:
-            length = min(video_seconds(str(clip)), seconds or float("inf"))
+            length = min(picture_seconds(str(clip))[1], seconds or float("inf"))
             if length < MIN_SHOT_SECONDS:
                 continue
             joints.append(begin)
@@ -75,7 +75,7 @@ def main(folder: Path, seeds: int, seconds: float | None) -> None:
             started = time.perf_counter()
             found = find(joined)
             spent += time.perf_counter() - started
-            length += video_seconds(str(joined))
+            length += picture_seconds(str(joined))[1]
             right, missed, false = compare(found, joints)
             print(f"order {seed}: {len(joints)} joints, missed {missed}, false {false}", flush=True)
             num_joints, num_right, num_false = num_joints + len(joints), num_right + right, num_false + len(false)

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from video_factory import ROOT, CountedVideo, decode_all, draw_number, load_script, make_video, numbers, read_number
 
+import salcap.video_probe
 import salcap.video_reader
 from salcap.frames import Frames
 from salcap.video import VideoDecodeError, probe, read_frames
@@ -276,6 +277,7 @@ def test_scaling_down_averages(tmp_path: Path) -> None:
 def counted(monkeypatch: pytest.MonkeyPatch) -> type[CountedVideo]:
     CountedVideo.reset()
     monkeypatch.setattr(salcap.video_reader, "_Video", CountedVideo)
+    monkeypatch.setattr(salcap.video_probe, "_Video", CountedVideo)
     return CountedVideo
 
 

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from video_factory import ROOT, CountedVideo, draw_number, load_script, make_video, numbers, read_number
 
+import salcap.video_probe
 import salcap.video_reader
 from salcap.timeline import in_order
 from salcap.video import VideoDecodeError, probe, read_frames, stream_frames
@@ -47,6 +48,7 @@ def decode_damaged(path: Path) -> list[tuple[int, np.ndarray]]:
 def counted(monkeypatch: pytest.MonkeyPatch) -> type[CountedVideo]:
     CountedVideo.reset()
     monkeypatch.setattr(salcap.video_reader, "_Video", CountedVideo)
+    monkeypatch.setattr(salcap.video_probe, "_Video", CountedVideo)
     return CountedVideo
 
 

@@ -11,7 +11,7 @@ from video_factory import make_shots, make_video, numbers
 import salcap.windows
 from salcap.manifest import Item
 from salcap.video import VideoDecodeError, read_frames
-from salcap.windows import Window, cut_windows, find_cuts, item_windows, video_seconds
+from salcap.windows import Window, cut_windows, find_cuts, item_windows, picture_seconds
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_a_long_video_is_searched_in_parts(video: str, monkeypatch: pytest.Monke
 
     windows = cut_windows(video, "shots", call=call)
     first = next(windows)
-    assert calls == [(video_seconds, ()), (find_cuts, (0.0, 1.6)), (find_cuts, (1.6, 3.2))]  # no more than it takes
+    assert calls == [(picture_seconds, ()), (find_cuts, (0.0, 1.6)), (find_cuts, (1.6, 3.2))]  # no more than it takes
     assert [first, *windows] == whole
 
 
