@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -184,6 +185,7 @@ class SaliencyCaptioner:
         Raises:
             TypeError: no video.
             VideoDecodeError: the file gives no frame.
+            FloatingPointError: the model's logits are NaN or infinite; the message says what to do.
             ValueError: settings that do not fit the video or the model.
         """
         source = clip_source(video, start_seconds, end_seconds)
@@ -216,6 +218,8 @@ class SaliencyCaptioner:
         clips = [clip_source(video, start_seconds, end_seconds) for video in videos]
         try:
             return self._caption(clips, num_frames, frames, generation, raising=False)
+        except FloatingPointError:  # sampling stops the whole batch
+            return [self._alone(clip, num_frames, frames, generation) for clip in clips]
         except ValueError as error:  # of the model; perhaps because of one of them
             captions = [self._alone(clip, num_frames, frames, generation) for clip in clips] if len(clips) > 1 else []
             if all(caption.error_class == type(error).__name__ for caption in captions):
@@ -310,7 +314,15 @@ class SaliencyCaptioner:
             maps = [clip.log_density for clip in clips if clip.log_density is not None] if looks else None
             texts = self.captioner.generate([clip.frames for clip in clips], maps, self.weighting, **generation)
             for clip, text in zip(clips, texts, strict=True):
-                results[clip.index] = self._record(clip, text, choice)
+                if text.score is None or math.isfinite(text.score):
+                    results[clip.index] = self._record(clip, text, choice)
+                    continue
+                error = FloatingPointError(
+                    getattr(self.captioner, "not_finite", f"{self.captioner.name} gave the score {text.score}")
+                )
+                if raising:
+                    raise error
+                results[clip.index] = self.failed(sources[clip.index], error, choice)
         return [result for result in results if result is not None]
 
     def failed(self, clip: ClipSource, error: Exception, frames: str = "uniform") -> Caption:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Sequence
@@ -20,8 +21,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers.utils import logging as hf_logging
 
+from salcap.captioners.adapters import extra_prefix
 from salcap.captioners.base import GeneratedText
-from salcap.captioners.generation import Turns, check_generation, end_of_prefill, in_turns
+from salcap.captioners.generation import Turns, check_generation, end_of_prefill, in_turns, watch_logits
 from salcap.captioners.likelihood import PADDING, GivenCaptions, give_captions, mean_log_probs
 from salcap.captioners.preprocessing import FramePreprocessor
 from salcap.captioners.visual_tokens import ClipTokens
@@ -142,15 +144,19 @@ class CaptionerFamily(ABC):
         """
         source: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
         config = transformers.AutoConfig.from_pretrained(path, **source)
+        placement |= {"config": config, "revision": source["revision"], "dtype": dtype, "output_loading_info": True}
+        load = getattr(transformers, cls.transformers_class).from_pretrained
         with _no_progress_bar():
-            model, loading = getattr(transformers, cls.transformers_class).from_pretrained(
-                path, config=config, revision=source["revision"], dtype=dtype, output_loading_info=True, **placement
-            )
+            model, loading = load(path, **placement)
+            if prefix := extra_prefix(loading["missing_keys"], loading["unexpected_keys"]):
+                model, loading = load(path, key_mapping={re.escape(prefix): ""}, **placement)
         missing = sorted(k for k in loading["missing_keys"] if not k.startswith(cls.unused_weights or ("\0",)))
         if missing:
+            others = sorted(loading["unexpected_keys"])
+            instead = f", it has others instead ({', '.join(others[:3])}, ...)" if others else ""
             raise ValueError(
-                f"{path} lacks {len(missing)} weights of {cls.transformers_class} ({', '.join(missing[:3])}, ...):"
-                f" it was made for {config.architectures}"
+                f"{path} lacks {len(missing)} weights of {cls.transformers_class} ({', '.join(missing[:3])}, ...)"
+                f"{instead}: it was made for {config.architectures}"
             )
         return cls(model, cls.load_processor(path, **source), name=name or path)
 
@@ -219,11 +225,18 @@ class CaptionerFamily(ABC):
         texts: dict[int, GeneratedText] = {}
         for indices, batch, preprocess_ms in self._batches(clips, log_densities, weighting):
             started = self.now_ms()
-            with end_of_prefill(self.generator, self.now_ms) as prefilled:
-                result = self.generate_batch(batch, generation)
+            with end_of_prefill(self.generator, self.now_ms) as prefilled, watch_logits(self.generator) as watched:
+                try:
+                    result = self.generate_batch(batch, generation)
+                except RuntimeError as error:  # sampling refuses such probabilities in words of its own
+                    if watched.finite(1) == [True]:
+                        raise
+                    raise FloatingPointError(self.not_finite) from error
             sequences = result.output.sequences[:, result.prompt_length :]
             captions = self.tokenizer.batch_decode(sequences, skip_special_tokens=True)
             scores = mean_log_probs(result.output, self.eos_token_ids(generation))
+            finite = watched.finite(len(indices))
+            scores = [score if good else math.nan for score, good in zip(scores, finite, strict=True)]
             shared = {
                 "encode_ms": result.encode_ms,
                 "prefill_ms": prefilled[0] - started - result.encode_ms,
@@ -258,7 +271,7 @@ class CaptionerFamily(ABC):
         self._check(clips, log_densities, weighting)
         given = []
         for indices, batch, _ in self._batches(clips, log_densities, weighting):
-            rows = [torch.tensor(captions[i], device=self.model.device) for i in indices]
+            rows = [torch.tensor(captions[i], device=self.device) for i in indices]
             labels = pad_sequence(rows, batch_first=True, padding_value=PADDING)
             output = self.generate_batch(replace(batch, captions=labels), {}).output
             if not isinstance(output, GivenCaptions):
@@ -286,8 +299,8 @@ class CaptionerFamily(ABC):
             started = self.now_ms()
             batch = ClipBatch(
                 [clips[i] for i in indices],
-                [pixels[i].to(self.model.device, self.model.dtype) for i in indices],
-                None if log_densities is None else [log_densities[i].to(self.model.device) for i in indices],
+                [pixels[i].to(self.device, self.model.dtype) for i in indices],
+                None if log_densities is None else [log_densities[i].to(self.device) for i in indices],
                 weighting,
                 self.gain,
             )
@@ -317,6 +330,21 @@ class CaptionerFamily(ABC):
         return ClipTokens(batch.weighting, num_frames, grid, num_prefix_tokens, saliency, seed, extra, batch.gain)
 
     @property
+    def device(self) -> torch.device:
+        """Where inputs go: for a model that is spread over devices or partly on disk, the device that computes."""
+        hook = getattr(self.model, "_hf_hook", None)
+        found = getattr(hook, "execution_device", None)
+        return self.model.device if found is None else torch.device(found)
+
+    @property
+    def not_finite(self) -> str:
+        """Why a clip whose logits are not finite has no caption, and what to do."""
+        name = str(self.model.dtype).removeprefix("torch.")
+        others = [other for other in ("bfloat16", "float32") if other != name]
+        advice = "check its weights" if name in ("float32", "float64") else f"use dtype {' or '.join(others)}"
+        return f"{self.name} made logits that are NaN or infinite in {name}: {advice}"
+
+    @property
     def generator(self) -> Any:
         """The module whose ``generate`` writes the caption."""
         return self.model
@@ -329,7 +357,7 @@ class CaptionerFamily(ABC):
 
     def now_ms(self) -> float:
         """The clock that stages are measured by."""
-        synchronize(self.model.device)
+        synchronize(self.device)
         return time.perf_counter() * 1000
 
     def _check(

@@ -207,7 +207,7 @@ class MultimodalCaptioner(CaptionerFamily):
         missing = [length - len(row) for row in ids]
         padded = [[pad or 0] * m + row for row, m in zip(ids, missing, strict=True)]
         mask = [[0] * m + [1] * len(row) for row, m in zip(ids, missing, strict=True)]
-        device = self.model.device
+        device = self.device
         return {
             "input_ids": torch.tensor(padded, device=device),
             "attention_mask": torch.tensor(mask, device=device),

@@ -90,7 +90,7 @@ class PackedCaptioner(MultimodalCaptioner):
 
         A coarse token's patches lie at the mean of the places of those it stands for.
         """
-        side, device = self.preprocess.side, self.model.device
+        side, device = self.preprocess.side, self.device
         whole = []
         for pixels in batch.clip_pixels:
             rows, columns = pixels.shape[1] * side, pixels.shape[2] * side
@@ -119,4 +119,4 @@ class PackedCaptioner(MultimodalCaptioner):
         """(B, 3): spans of frames, rows and columns of patches."""
         side = self.preprocess.side
         grids = [[p.shape[0], p.shape[1] * side, p.shape[2] * side] for p in batch.clip_pixels]
-        return torch.tensor(grids, device=self.model.device)
+        return torch.tensor(grids, device=self.device)
