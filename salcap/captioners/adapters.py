@@ -78,8 +78,8 @@ def _inside_peft(model: Any) -> Any:
     learnt_prompts = [config for config in model.peft_config.values() if config.is_prompt_learning]
     if learnt_prompts:
         raise ValueError(
-            f"an adapter of type {learnt_prompts[0].peft_type.value} is not part of the model's layers, so salcap cannot"
-            " use it; give the base model, or an adapter such as LoRA"
+            f"an adapter of type {learnt_prompts[0].peft_type.value} is not part of the model's layers, so salcap"
+            " cannot use it; give the base model, or an adapter such as LoRA"
         )
     return model.base_model.model
 
