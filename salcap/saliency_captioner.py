@@ -317,12 +317,12 @@ class SaliencyCaptioner:
                 if text.score is None or math.isfinite(text.score):
                     results[clip.index] = self._record(clip, text, choice)
                     continue
-                error = FloatingPointError(
+                failure = FloatingPointError(
                     getattr(self.captioner, "not_finite", f"{self.captioner.name} gave the score {text.score}")
                 )
                 if raising:
-                    raise error
-                results[clip.index] = self.failed(sources[clip.index], error, choice)
+                    raise failure
+                results[clip.index] = self.failed(sources[clip.index], failure, choice)
         return [result for result in results if result is not None]
 
     def failed(self, clip: ClipSource, error: Exception, frames: str = "uniform") -> Caption:

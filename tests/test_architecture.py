@@ -13,6 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A room may import rooms of the rows above its own, and those of its own row that are named in SIDEWAYS.
 ROWS = (
+    ("strict_json",),
     (
         "caption",
         "config",

@@ -38,7 +38,7 @@ class PackedFrames(FramePreprocessor):
     def __call__(self, frames: Frames) -> Tensor:
         """Patches (T, gh, gw, side * side, values) of T spans of frames; those of a group in raster order."""
         processor: Any = self.image_processor
-        options = {} if self.merge_size is None else {"merge_size": self.merge_size}
+        options: dict[str, Any] = {} if self.merge_size is None else {"merge_size": self.merge_size}
         images: list[Any] = list(frames.pixels.cpu())
         backend = TorchvisionBackend if isinstance(processor, TorchvisionBackend) else PilBackend
         if backend is PilBackend:

@@ -139,7 +139,7 @@ def _load(
     device: str | int | torch.device | None,
     dtype: str | torch.dtype | None,
     **options: Any,
-) -> Captioner:
+) -> CaptionerFamily:
     from transformers import PretrainedConfig
 
     path = str(BUNDLED_FOLDER / name) if name in BUNDLED else name
@@ -166,10 +166,10 @@ def _load(
     return captioner
 
 
-def _load_with_adapter(name: str, folder: str, dtype: str | torch.dtype | None, **options: Any) -> Captioner:
+def _load_with_adapter(name: str, folder: str, dtype: str | torch.dtype | None, **options: Any) -> CaptionerFamily:
     """A captioner from a folder of adapters: its base model with the adapter active."""
     base, base_revision = read_base(folder)
-    captioner: Any = _load(base, base_revision, None, dtype, **options)
+    captioner = _load(base, base_revision, None, dtype, **options)
     with_adapter(captioner.model, folder)
     captioner.name, captioner.revision = name, None  # the base model's commit does not tell what the adapter makes
     return captioner
