@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from numbers import Integral
 from os import PathLike
 from typing import Any, BinaryIO
@@ -20,7 +20,7 @@ from salcap.config import Weighting, check_choice, resolve_weighting
 from salcap.frames import Frames
 from salcap.saliency import SaliencyModel, check_registered_name, create_saliency
 from salcap.sampling import FRAME_CHOICES, choose_frames, presample_size
-from salcap.sources import ClipSource, Video, clip_source, is_video
+from salcap.sources import ClipSource, ReadClip, Video, clip_source, is_video
 from salcap.views import finer, make_views, view_size
 from salcap.weighting.zoom import cut_maps, zoom_boxes
 from salcap.windows import Windows, cut_windows
@@ -295,7 +295,7 @@ class SaliencyCaptioner:
         check_choice("frames", choice, FRAME_CHOICES)
         looks = self.weighting.mode != "none"
         results: list[Caption | None] = [None] * len(sources)
-        clips: list[_Clip] = []
+        clips: list[ReadClip] = []
         for index, source in enumerate(sources):
             timings: dict[str, float] = {}
             try:
@@ -304,7 +304,7 @@ class SaliencyCaptioner:
                 if looks:
                     with timed(timings, "saliency_ms"):
                         log_density = self.saliency.predict(frames, size="native")
-                clip = _Clip(index, frames, log_density, timings)
+                clip = ReadClip(index, frames, log_density, timings)
                 clips.append(self._zoom(clip) if self.zooms else clip)
             except Exception as error:  # whatever a plug-in raises concerns this video only
                 if raising:
@@ -360,7 +360,7 @@ class SaliencyCaptioner:
         full = read(num_frames, at_seconds=chosen.pts_seconds.tolist())
         return replace(full, warnings=tuple(dict.fromkeys(chosen.warnings + full.warnings)))
 
-    def _zoom(self, clip: _Clip) -> _Clip:
+    def _zoom(self, clip: ReadClip) -> ReadClip:
         """The clip with two views of each frame, and a map for each of them."""
         assert clip.log_density is not None
         with timed(clip.timings, "zoom_ms"):
@@ -378,7 +378,7 @@ class SaliencyCaptioner:
     def _blank(self, path: str | None, start: float | None, end: float | None, choice: str) -> Caption:
         return Caption(text=None, path=path, start_seconds=start, end_seconds=end, **self.describe(choice))
 
-    def _record(self, clip: _Clip, text: GeneratedText, choice: str) -> Caption:
+    def _record(self, clip: ReadClip, text: GeneratedText, choice: str) -> Caption:
         times = tuple(round(t, 6) for t in clip.frames.pts_seconds[:: 1 if clip.boxes is None else 2].tolist())
         boxes = () if clip.boxes is None else clip.boxes.tolist()
         start, end = clip.frames.clip_seconds or (times[0], times[-1])
@@ -393,20 +393,3 @@ class SaliencyCaptioner:
             timings=clip.timings | text.timings,
             warnings=clip.frames.warnings,
         )
-
-
-@dataclass(frozen=True, eq=False)
-class _Clip:
-    """A video that was read, on its way to the captioner.
-
-    Attributes:
-        frames: what the captioner sees: the frames, or two views of each.
-        log_density: (T, h, w), one for each of ``frames``; None where the mode is "none".
-        boxes: (T / 2, 4) of the crops, see `zoom_boxes`; None without mode "zoom".
-    """
-
-    index: int
-    frames: Frames
-    log_density: Tensor | None
-    timings: dict[str, float]
-    boxes: Tensor | None = None

@@ -14,8 +14,8 @@ from test_captioners import make_clip, make_map
 
 import salcap
 from salcap.captioners import load_captioner
-from salcap.captioners.adapters import extra_prefix
 from salcap.captioners.registry import check_captioner
+from salcap.captioners.weights import extra_prefix
 from salcap.config import Weighting
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 ADAPTER_FILE = "adapter_config.json"
-WRAPPERS = ("_orig_mod.", "module.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # in names of weights
 
 
 def unwrap(model: Any) -> tuple[Any, bool]:
@@ -82,23 +80,3 @@ def _inside_peft(model: Any) -> Any:
             " cannot use it; give the base model, or an adapter such as LoRA"
         )
     return model.base_model.model
-
-
-def extra_prefix(missing: Iterable[str], unexpected: Iterable[str]) -> str | None:
-    """What a wrapper put into the names of a checkpoint's weights, as ``torch.compile`` does with ``_orig_mod.``.
-
-    Args:
-        missing: names of the model's weights that the checkpoint lacks.
-        unexpected: names of the checkpoint's weights that the model does not have.
-
-    Returns:
-        The words that, taken out of the unexpected names, make at least one of them missing and none of them another
-        one's; None if there are none.
-    """
-    wanted, others = set(missing), set(unexpected)
-    ends = {name[: -len(want)] for want in wanted for name in others if name.endswith("." + want)}
-    for prefix in sorted({*WRAPPERS, *ends}, key=len):
-        renamed = {name.replace(prefix, "") for name in others if prefix in name}
-        if renamed and renamed <= wanted:
-            return prefix
-    return None

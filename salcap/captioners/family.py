@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,16 +17,22 @@ import torch
 import transformers
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers.utils import logging as hf_logging
 
-from salcap.captioners.adapters import extra_prefix
 from salcap.captioners.base import GeneratedText
-from salcap.captioners.generation import Turns, check_generation, end_of_prefill, in_turns, watch_logits
+from salcap.captioners.generation import (
+    Turns,
+    check_generation,
+    end_of_prefill,
+    explain_not_finite,
+    in_turns,
+    watch_logits,
+)
 from salcap.captioners.likelihood import PADDING, GivenCaptions, give_captions, mean_log_probs
 from salcap.captioners.preprocessing import FramePreprocessor
 from salcap.captioners.visual_tokens import ClipTokens
+from salcap.captioners.weights import load_weights
 from salcap.config import Weighting, build_dataclass
-from salcap.devices import synchronize
+from salcap.devices import computing_device, synchronize
 from salcap.frames import Frames
 from salcap.seeding import content_seeds
 from salcap.weighting import relative_saliency
@@ -144,20 +148,8 @@ class CaptionerFamily(ABC):
         """
         source: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
         config = transformers.AutoConfig.from_pretrained(path, **source)
-        placement |= {"config": config, "revision": source["revision"], "dtype": dtype, "output_loading_info": True}
-        load = getattr(transformers, cls.transformers_class).from_pretrained
-        with _no_progress_bar():
-            model, loading = load(path, **placement)
-            if prefix := extra_prefix(loading["missing_keys"], loading["unexpected_keys"]):
-                model, loading = load(path, key_mapping={re.escape(prefix): ""}, **placement)
-        missing = sorted(k for k in loading["missing_keys"] if not k.startswith(cls.unused_weights or ("\0",)))
-        if missing:
-            others = sorted(loading["unexpected_keys"])
-            instead = f", it has others instead ({', '.join(others[:3])}, ...)" if others else ""
-            raise ValueError(
-                f"{path} lacks {len(missing)} weights of {cls.transformers_class} ({', '.join(missing[:3])}, ...)"
-                f"{instead}: it was made for {config.architectures}"
-            )
+        options = {"config": config, "revision": source["revision"], "dtype": dtype, **placement}
+        model = load_weights(getattr(transformers, cls.transformers_class), path, cls.unused_weights, **options)
         return cls(model, cls.load_processor(path, **source), name=name or path)
 
     @classmethod
@@ -331,18 +323,13 @@ class CaptionerFamily(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go: for a model that is spread over devices or partly on disk, the device that computes."""
-        hook = getattr(self.model, "_hf_hook", None)
-        found = getattr(hook, "execution_device", None)
-        return self.model.device if found is None else torch.device(found)
+        """Where inputs go."""
+        return computing_device(self.model)
 
     @property
     def not_finite(self) -> str:
         """Why a clip whose logits are not finite has no caption, and what to do."""
-        name = str(self.model.dtype).removeprefix("torch.")
-        others = [other for other in ("bfloat16", "float32") if other != name]
-        advice = "check its weights" if name in ("float32", "float64") else f"use dtype {' or '.join(others)}"
-        return f"{self.name} made logits that are NaN or infinite in {name}: {advice}"
+        return explain_not_finite(self.name, self.model.dtype)
 
     @property
     def generator(self) -> Any:
@@ -391,18 +378,6 @@ class CaptionerFamily(ABC):
 def clip_seed(frames: Frames, weighting: Weighting) -> int:
     """A clip's own seed, from its first frame: with one for all, stills would all show the same random patches."""
     return int(content_seeds(frames.pixels[:1], weighting.seed)) if "prune" in weighting.modes else weighting.seed
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """transformers draws one for loading weights, also where nobody looks; the user's own setting comes back."""
-    enabled = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            hf_logging.enable_progress_bar()
 
 
 def _split_processor(processor: Any) -> tuple[Any, Any]:

@@ -81,6 +81,7 @@ class WatchedLogits:
         self._steps: list[Tensor] = []
 
     def note(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        """A forward hook that looks at the logits of the last token."""
         logits = getattr(output, "logits", None)
         if logits is not None:
             self._steps.append(logits[:, -1].isfinite().all(-1))
@@ -99,3 +100,11 @@ def watch_logits(generator: nn.Module) -> Iterator[WatchedLogits]:
     watched = WatchedLogits()
     with generator.register_forward_hook(watched.note):
         yield watched
+
+
+def explain_not_finite(name: str, dtype: torch.dtype) -> str:
+    """What is wrong with a model whose logits are not finite, and what to do."""
+    precision = str(dtype).removeprefix("torch.")
+    others = [other for other in ("bfloat16", "float32") if other != precision]
+    advice = "check its weights" if precision in ("float32", "float64") else f"use dtype {' or '.join(others)}"
+    return f"{name} made logits that are NaN or infinite in {precision}: {advice}"
