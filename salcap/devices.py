@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from textwrap import shorten
+from typing import Any
 
 import torch
 
@@ -18,6 +19,12 @@ def check_device(device: str | int | torch.device | None) -> None:
         usable, words = False, shorten(str(error), 90)
     if not usable:
         raise ValueError(f"device {device!r} cannot be used ({words}); here are {', '.join(_devices())}")
+
+
+def computing_device(model: Any) -> torch.device:
+    """Where a model's inputs go: the device that computes, for a model spread over several or partly on disk."""
+    device = getattr(getattr(model, "_hf_hook", None), "execution_device", None)
+    return model.device if device is None else torch.device(device)
 
 
 def synchronize(device: torch.device) -> None:

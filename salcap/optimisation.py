@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -14,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from salcap.strict_json import to_json
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
 
@@ -77,7 +78,7 @@ def read_checkpoint(folder: Path, settings: str, device: torch.device, cut_log: 
 
 def append_log(folder: Path, record: Mapping[str, Any]) -> str:
     """Add a record to ``log.jsonl``; returns its line."""
-    line = json.dumps(record)
+    line = to_json(record)
     with (folder / LOG).open("a", encoding="utf-8") as file:
         file.write(f"{line}\n")
     return line

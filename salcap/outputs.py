@@ -13,6 +13,7 @@ from typing import Any
 
 from salcap.hashing import file_sha256
 from salcap.records import Record, as_text, read_records
+from salcap.strict_json import to_json
 
 SUBTITLES = (".vtt", ".srt")
 COLUMNS = ("id", "path", "start_seconds", "end_seconds", "caption", "score", "error_class", "error")
@@ -98,7 +99,7 @@ def export_file(records: Path, path: Path) -> None:
         EXPORTS[path.suffix.lower()](read_records(records), partial)
         notes[name] = [*notes.get(name, [])[-1:], file_sha256(partial)]  # a kill may leave the former one there
         with whole_file(_notes_path(records)) as partial_notes:
-            partial_notes.write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
+            partial_notes.write_text(to_json(notes, indent=1) + "\n", encoding="utf-8")
 
 
 def check_export(path: Path, records: Path, overwrite: bool) -> bool:
@@ -135,7 +136,7 @@ def _coco(records: Iterable[Record], path: Path) -> None:
     """A list of ``image_id`` and ``caption``; ids that are whole numbers become such, as COCO's are."""
     said = [record for record in records if record["caption"] is not None]
     results = [{"image_id": _number_or_name(record["id"]), "caption": record["caption"]} for record in said]
-    path.write_text(json.dumps(results, ensure_ascii=False) + "\n", encoding="utf-8", errors="backslashreplace")
+    path.write_text(to_json(results, ensure_ascii=False) + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def _number_or_name(name: str) -> int | str:

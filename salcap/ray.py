@@ -26,6 +26,7 @@ from salcap.reading import ReaderPool
 from salcap.record_parts import RecordParts
 from salcap.records import Record, count_errors
 from salcap.saliency_captioner import SaliencyCaptioner
+from salcap.strict_json import to_json
 from salcap.video import DEFAULT_LIMITS, VideoLimits
 
 TASK_ITEMS = 32  # clips that a worker takes at once, and that are captioned again where it dies
@@ -187,7 +188,7 @@ def _run(
     """Records of the items as they are done, but for those of tasks that were given up."""
     if not items:
         return
-    rows = [{"item": json.dumps(astuple(item))} for item in items]
+    rows = [{"item": to_json(astuple(item))} for item in items]
     data = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // task_items))
     data.context.max_errored_blocks = -1
     with warnings.catch_warnings():
@@ -207,4 +208,4 @@ class _Actor:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         items = [Item(*json.loads(item)) for item in batch["item"]]
-        return {"record": [json.dumps(record) for record in self.model.run(items, self.readers)]}
+        return {"record": [to_json(record) for record in self.model.run(items, self.readers)]}

@@ -18,6 +18,7 @@ import fsspec
 from salcap.caption import Caption
 from salcap.outputs import import_pyarrow, to_arrow
 from salcap.records import Record, compare_settings, parse_records, to_line
+from salcap.strict_json import to_json
 
 SUFFIXES = (".jsonl", ".parquet")
 PART_RECORDS, PART_SECONDS = 1000, 60.0  # a part is written when it holds so many, or when its first is so old
@@ -59,7 +60,7 @@ class RecordParts:
             ValueError: parts that were made with other settings, or by no run.
             OSError: the folder cannot be written.
         """
-        settings = json.loads(json.dumps(settings))
+        settings = json.loads(to_json(settings))
         parts = _list_parts(self._files, self._root, self._suffix)
         if overwrite:
             for part in parts:
@@ -68,7 +69,7 @@ class RecordParts:
         if parts:
             compare_settings(self.folder, self._read_settings(), settings)
         self._files.makedirs(self._root, exist_ok=True)
-        self._files.pipe_file(f"{self._root}/_settings.json", json.dumps(settings, indent=1).encode() + b"\n")
+        self._files.pipe_file(f"{self._root}/_settings.json", to_json(settings, indent=1).encode() + b"\n")
         for part in parts:
             self.outcomes.update(self._take_up(part, retry_failed))
         self._next = max((int(_stem(part).removeprefix("part-")) for part in parts), default=-1) + 1

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from salcap.strict_json import to_json
+
 log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
@@ -69,7 +71,7 @@ class RecordFile:
     def __init__(
         self, path: str | Path, settings: dict[str, Any], overwrite: bool = False, retry_failed: bool = False
     ) -> None:
-        self.path, self.settings = Path(path), json.loads(json.dumps(settings))
+        self.path, self.settings = Path(path), json.loads(to_json(settings))
         self.outcomes: dict[str, str | None] = {}
         self.windows = WindowTally()
         self._file: int | None = None
@@ -178,7 +180,7 @@ def _parse(line: str | bytes, number: int, name: str | Path) -> Record:
 
 def to_line(record: Record) -> bytes:
     """A record as a line of JSON, with its end of line; of what is no Unicode it has JSON's escapes."""
-    return (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+    return (to_json(record, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
 
 def as_text(name: str) -> str:
@@ -296,7 +298,7 @@ def _locked(path: Path) -> tuple[int, bool]:
 def _write_settings(file: int, settings: dict[str, Any], path: Path) -> None:
     os.ftruncate(file, 0)
     try:
-        _write_whole(file, json.dumps(settings, indent=1).encode() + b"\n", 0)
+        _write_whole(file, to_json(settings, indent=1).encode() + b"\n", 0)
     except OSError as error:
         raise OSError(error.errno, f"cannot write {settings_path(path)}: {os.strerror(error.errno or 0)}") from error
 

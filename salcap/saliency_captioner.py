@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from numbers import Integral
 from os import PathLike
 from typing import Any, BinaryIO
@@ -18,7 +19,7 @@ from salcap.config import Weighting, check_choice, resolve_weighting
 from salcap.frames import Frames
 from salcap.saliency import SaliencyModel, check_registered_name, create_saliency
 from salcap.sampling import FRAME_CHOICES, choose_frames, presample_size
-from salcap.sources import ClipSource, Video, clip_source, is_video, open_column
+from salcap.sources import ClipSource, ReadClip, Video, clip_source, is_video, open_column
 from salcap.views import finer, make_views, view_size
 from salcap.weighting.zoom import cut_maps, zoom_boxes
 from salcap.windows import Windows, cut_windows
@@ -183,6 +184,7 @@ class SaliencyCaptioner:
         Raises:
             TypeError: no video.
             VideoDecodeError: the file gives no frame.
+            FloatingPointError: the model's logits are NaN or infinite; the message says what to do.
             ValueError: settings that do not fit the video or the model.
         """
         source = clip_source(video, start_seconds, end_seconds)
@@ -215,6 +217,8 @@ class SaliencyCaptioner:
         clips = [clip_source(video, start_seconds, end_seconds) for video in videos]
         try:
             return self._caption(clips, num_frames, frames, generation, raising=False)
+        except FloatingPointError:  # sampling stops the whole batch
+            return [self._alone(clip, num_frames, frames, generation) for clip in clips]
         except ValueError as error:  # of the model; perhaps because of one of them
             captions = [self._alone(clip, num_frames, frames, generation) for clip in clips] if len(clips) > 1 else []
             if all(caption.error_class == type(error).__name__ for caption in captions):
@@ -290,7 +294,7 @@ class SaliencyCaptioner:
         check_choice("frames", choice, FRAME_CHOICES)
         looks = self.weighting.mode != "none"
         results: list[Caption | None] = [None] * len(sources)
-        clips: list[_Clip] = []
+        clips: list[ReadClip] = []
         for index, source in enumerate(sources):
             timings: dict[str, float] = {}
             try:
@@ -299,7 +303,7 @@ class SaliencyCaptioner:
                 if looks:
                     with timed(timings, "saliency_ms"):
                         log_density = self.saliency.predict(frames, size="native")
-                clip = _Clip(index, frames, log_density, timings)
+                clip = ReadClip(index, frames, log_density, timings)
                 clips.append(self._zoom(clip) if self.zooms else clip)
             except Exception as error:  # whatever a plug-in raises concerns this video only
                 if raising:
@@ -309,7 +313,15 @@ class SaliencyCaptioner:
             maps = [clip.log_density for clip in clips if clip.log_density is not None] if looks else None
             texts = self.captioner.generate([clip.frames for clip in clips], maps, self.weighting, **generation)
             for clip, text in zip(clips, texts, strict=True):
-                results[clip.index] = self._record(clip, text, choice)
+                if text.score is None or math.isfinite(text.score):
+                    results[clip.index] = self._record(clip, text, choice)
+                    continue
+                failure = FloatingPointError(
+                    getattr(self.captioner, "not_finite", f"{self.captioner.name} gave the score {text.score}")
+                )
+                if raising:
+                    raise failure
+                results[clip.index] = self.failed(sources[clip.index], failure, choice)
         return [result for result in results if result is not None]
 
     def failed(self, clip: ClipSource, error: Exception, frames: str = "uniform") -> Caption:
@@ -347,7 +359,7 @@ class SaliencyCaptioner:
         full = read(num_frames, at_seconds=chosen.pts_seconds.tolist())
         return replace(full, warnings=tuple(dict.fromkeys(chosen.warnings + full.warnings)))
 
-    def _zoom(self, clip: _Clip) -> _Clip:
+    def _zoom(self, clip: ReadClip) -> ReadClip:
         """The clip with two views of each frame, and a map for each of them."""
         assert clip.log_density is not None
         with timed(clip.timings, "zoom_ms"):
@@ -365,7 +377,7 @@ class SaliencyCaptioner:
     def _blank(self, path: str | None, start: float | None, end: float | None, choice: str) -> Caption:
         return Caption(text=None, path=path, start_seconds=start, end_seconds=end, **self.describe(choice))
 
-    def _record(self, clip: _Clip, text: GeneratedText, choice: str) -> Caption:
+    def _record(self, clip: ReadClip, text: GeneratedText, choice: str) -> Caption:
         times = tuple(round(t, 6) for t in clip.frames.pts_seconds[:: 1 if clip.boxes is None else 2].tolist())
         boxes = () if clip.boxes is None else clip.boxes.tolist()
         start, end = clip.frames.clip_seconds or (times[0], times[-1])
@@ -380,20 +392,3 @@ class SaliencyCaptioner:
             timings=clip.timings | text.timings,
             warnings=clip.frames.warnings,
         )
-
-
-@dataclass(frozen=True, eq=False)
-class _Clip:
-    """A video that was read, on its way to the captioner.
-
-    Attributes:
-        frames: what the captioner sees: the frames, or two views of each.
-        log_density: (T, h, w), one for each of ``frames``; None where the mode is "none".
-        boxes: (T / 2, 4) of the crops, see `zoom_boxes`; None without mode "zoom".
-    """
-
-    index: int
-    frames: Frames
-    log_density: Tensor | None
-    timings: dict[str, float]
-    boxes: Tensor | None = None

@@ -120,3 +120,20 @@ def _frames_of(array: np.ndarray | Tensor) -> Frames:
     if tensor.ndim != 4 or tensor.shape[-1] != 3 or tensor.dtype != torch.uint8:
         raise ValueError(f"frames must be (T, H, W, 3) uint8 RGB, got {tuple(tensor.shape)} {tensor.dtype}")
     return Frames(tensor.permute(0, 3, 1, 2), torch.arange(len(tensor), dtype=torch.float64))
+
+
+@dataclass(frozen=True, eq=False)
+class ReadClip:
+    """A video that was read, on its way to the captioner.
+
+    Attributes:
+        frames: what the captioner sees: the frames, or two views of each.
+        log_density: (T, h, w), one for each of ``frames``; None where the mode is "none".
+        boxes: (T / 2, 4) of the crops, see `zoom_boxes`; None without mode "zoom".
+    """
+
+    index: int
+    frames: Frames
+    log_density: Tensor | None
+    timings: dict[str, float]
+    boxes: Tensor | None = None

@@ -13,6 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A room may import rooms of the rows above its own, and those of its own row that are named in SIDEWAYS.
 ROWS = (
+    ("strict_json",),
     (
         "caption",
         "config",
@@ -29,7 +30,9 @@ ROWS = (
         "video_crop",
         "video_geometry",
         "video_info",
+        "video_joined",
         "video_open",
+        "video_probe",
         "video_reader",
     ),
     (
@@ -83,13 +86,19 @@ SIDEWAYS = {
     ("__init__", "_transformers_hook"),
     ("__main__", "cli"),
     ("video_crop", "video_info"),
+    ("video_joined", "video_info"),
     ("video_open", "video_contents"),
     ("video_open", "video_info"),
+    ("video_probe", "video_geometry"),
+    ("video_probe", "video_info"),
+    ("video_probe", "video_open"),
+    ("video_probe", "video_reader"),
     ("video_reader", "timeline"),
     ("video_reader", "video_colour"),
     ("video_reader", "video_crop"),
     ("video_reader", "video_geometry"),
     ("video_reader", "video_info"),
+    ("video_reader", "video_joined"),
     ("video_reader", "video_open"),
     ("windows", "manifest"),
     ("windows", "shots"),

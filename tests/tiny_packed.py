@@ -74,13 +74,16 @@ def _qwen(config_class: Any, model_class: Any, vision: Any, expand: Any, seconds
         vision_start_token_id=words.vision_start_token_id,
         vision_end_token_id=words.vision_end_token_id,
     )
-    images = Qwen2VLImageProcessorPil(patch_size=4, size={"shortest_edge": 24 * 24, "longest_edge": 40 * 40})
+    together = 8 if "qwen3" in config_class.model_type else 1  # frames that share the limits
+    limits = {"shortest_edge": 24 * 24, "longest_edge": 40 * 40 * together}
+    images = Qwen2VLImageProcessorPil(patch_size=4, size=limits)
     template = chat_template(QWEN_MARK)
     processor = SimpleNamespace(image_processor=images, tokenizer=words, chat_template=template)
 
     def patches(frames: Frames) -> tuple[Tensor, list[int]]:
         given = [*frames.pixels.numpy(), frames.pixels.numpy()[-1]][: len(frames) + len(frames) % 2]
-        made = images(given, return_tensors="pt")
+        share = len(given) if together > 1 else 1
+        made = images(given, size={edge: most // share for edge, most in limits.items()}, return_tensors="pt")
         one = made.pixel_values.reshape(len(given) // 2, 2, -1, 3, 2, 16)
         pairs = torch.stack([one[:, 0, :, :, 0], one[:, 1, :, :, 0]], 3)
         return pairs.reshape(-1, 3 * 2 * 16), [len(given) // 2, *made.image_grid_thw[0, 1:].tolist()]
@@ -111,12 +114,14 @@ def video_llama_3() -> TinyMultimodal:
         image_token_id=words.convert_tokens_to_ids("<|image_pad|>"),
         video_token_id=words.convert_tokens_to_ids("<|video_pad|>"),
     )
-    images = VideoLlama3ImageProcessorPil(patch_size=4, size={"shortest_edge": 24 * 24, "longest_edge": 40 * 40})
+    limits = {"shortest_edge": 24 * 24, "longest_edge": 40 * 40 * 8}  # the frames of a clip share the most pixels
+    images = VideoLlama3ImageProcessorPil(patch_size=4, size=limits)
     template = chat_template("<|video_pad|>")
     processor = SimpleNamespace(image_processor=images, tokenizer=words, chat_template=template)
 
     def one(frames: Frames) -> dict[str, Tensor]:
-        made = images(list(frames.pixels.numpy()), merge_size=2, return_tensors="pt")
+        size = limits | {"longest_edge": limits["longest_edge"] // len(frames)}
+        made = images(list(frames.pixels.numpy()), merge_size=2, size=size, return_tensors="pt")
         grid = torch.tensor([[len(frames), *made.image_grid_thw[0, 1:].tolist()]])
         groups = made.pixel_values.reshape(len(frames), -1, 4 * made.pixel_values.shape[-1])
         change = (groups[1:] - groups[:-1]).abs().mean(-1) * 255 > 0.1

@@ -17,7 +17,8 @@ class GeneratedText:
     """One clip's text with what it cost.
 
     Attributes:
-        score: mean log-probability per generated token; None where generation gives none (sampling without scores).
+        score: mean log-probability per generated token; None where generation gives none (sampling without scores);
+            NaN if the model's output was not finite, in which case the text means nothing.
         visual_tokens: tokens the decoder attends to, over all frames of the clip.
         timings: wall time by stage: ``preprocess_ms``; ``encode_ms``, the vision encoder; ``prefill_ms``, from there to
             the end of the language model's first forward; ``decode_ms``, the rest. Those of a batch are divided by its

@@ -7,7 +7,6 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,16 +17,23 @@ import torch
 import transformers
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers.utils import logging as hf_logging
 
 from salcap.captioners.base import GeneratedText
-from salcap.captioners.generation import Turns, check_generation, end_of_prefill, in_turns
+from salcap.captioners.generation import (
+    Turns,
+    check_generation,
+    end_of_prefill,
+    explain_not_finite,
+    in_turns,
+    watch_logits,
+)
 from salcap.captioners.likelihood import PADDING, GivenCaptions, give_captions, mean_log_probs
 from salcap.captioners.preprocessing import FramePreprocessor
 from salcap.captioners.prompts import check_text
 from salcap.captioners.visual_tokens import ClipTokens
+from salcap.captioners.weights import load_weights
 from salcap.config import Weighting, build_dataclass
-from salcap.devices import synchronize
+from salcap.devices import computing_device, synchronize
 from salcap.frames import Frames
 from salcap.seeding import content_seeds
 from salcap.weighting import relative_saliency
@@ -143,16 +149,8 @@ class CaptionerFamily(ABC):
         """
         source: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
         config = transformers.AutoConfig.from_pretrained(path, **source)
-        with _no_progress_bar():
-            model, loading = getattr(transformers, cls.transformers_class).from_pretrained(
-                path, config=config, revision=source["revision"], dtype=dtype, output_loading_info=True, **placement
-            )
-        missing = sorted(k for k in loading["missing_keys"] if not k.startswith(cls.unused_weights or ("\0",)))
-        if missing:
-            raise ValueError(
-                f"{path} lacks {len(missing)} weights of {cls.transformers_class} ({', '.join(missing[:3])}, ...):"
-                f" it was made for {config.architectures}"
-            )
+        options = {"config": config, "revision": source["revision"], "dtype": dtype, **placement}
+        model = load_weights(getattr(transformers, cls.transformers_class), path, cls.unused_weights, **options)
         return cls(model, cls.load_processor(path, **source), name=name or path)
 
     @classmethod
@@ -222,11 +220,18 @@ class CaptionerFamily(ABC):
         texts: dict[int, GeneratedText] = {}
         for indices, batch, preprocess_ms in self._batches(clips, log_densities, weighting):
             started = self.now_ms()
-            with end_of_prefill(self.generator, self.now_ms) as prefilled:
-                result = self.generate_batch(batch, generation)
+            with end_of_prefill(self.generator, self.now_ms) as prefilled, watch_logits(self.generator) as watched:
+                try:
+                    result = self.generate_batch(batch, generation)
+                except RuntimeError as error:  # sampling refuses such probabilities in words of its own
+                    if watched.finite(1) == [True]:
+                        raise
+                    raise FloatingPointError(self.not_finite) from error
             sequences = result.output.sequences[:, result.prompt_length :]
             captions = self.tokenizer.batch_decode(sequences, skip_special_tokens=True)
             scores = mean_log_probs(result.output, self.eos_token_ids(generation))
+            finite = watched.finite(len(indices))
+            scores = [score if good else math.nan for score, good in zip(scores, finite, strict=True)]
             shared = {
                 "encode_ms": result.encode_ms,
                 "prefill_ms": prefilled[0] - started - result.encode_ms,
@@ -265,7 +270,7 @@ class CaptionerFamily(ABC):
         self._check(clips, log_densities, weighting)
         given = []
         for indices, batch, _ in self._batches(clips, log_densities, weighting):
-            rows = [torch.tensor(captions[i], device=self.model.device) for i in indices]
+            rows = [torch.tensor(captions[i], device=self.device) for i in indices]
             labels = pad_sequence(rows, batch_first=True, padding_value=PADDING)
             output = self.generate_batch(replace(batch, captions=labels), {}).output
             if not isinstance(output, GivenCaptions):
@@ -293,8 +298,8 @@ class CaptionerFamily(ABC):
             started = self.now_ms()
             batch = ClipBatch(
                 [clips[i] for i in indices],
-                [pixels[i].to(self.model.device, self.model.dtype) for i in indices],
-                None if log_densities is None else [log_densities[i].to(self.model.device) for i in indices],
+                [pixels[i].to(self.device, self.model.dtype) for i in indices],
+                None if log_densities is None else [log_densities[i].to(self.device) for i in indices],
                 weighting,
                 self.gain,
             )
@@ -324,6 +329,16 @@ class CaptionerFamily(ABC):
         return ClipTokens(batch.weighting, num_frames, grid, num_prefix_tokens, saliency, seed, extra, batch.gain)
 
     @property
+    def device(self) -> torch.device:
+        """Where inputs go."""
+        return computing_device(self.model)
+
+    @property
+    def not_finite(self) -> str:
+        """Why a clip whose logits are not finite has no caption, and what to do."""
+        return explain_not_finite(self.name, self.model.dtype)
+
+    @property
     def generator(self) -> Any:
         """The module whose ``generate`` writes the caption."""
         return self.model
@@ -336,7 +351,7 @@ class CaptionerFamily(ABC):
 
     def now_ms(self) -> float:
         """The clock that stages are measured by."""
-        synchronize(self.model.device)
+        synchronize(self.device)
         return time.perf_counter() * 1000
 
     def _check(
@@ -370,18 +385,6 @@ class CaptionerFamily(ABC):
 def clip_seed(frames: Frames, weighting: Weighting) -> int:
     """A clip's own seed, from its first frame: with one for all, stills would all show the same random patches."""
     return int(content_seeds(frames.pixels[:1], weighting.seed)) if "prune" in weighting.modes else weighting.seed
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """transformers draws one for loading weights, also where nobody looks; the user's own setting comes back."""
-    enabled = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            hf_logging.enable_progress_bar()
 
 
 def _split_processor(processor: Any) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""A call of ``generate``: what its keyword arguments may say, one call at a time, and when its prefill is over."""
+"""A call of ``generate``: what it may be asked, one call at a time, when its prefill is over, and its logits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import fields
 from functools import wraps
 from typing import Any, TypeVar, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from salcap.config import Weighting
 
@@ -71,3 +72,39 @@ def end_of_prefill(generator: nn.Module, now_ms: Callable[[], float]) -> Iterato
 
     with generator.register_forward_hook(note):
         yield ends
+
+
+class WatchedLogits:
+    """Notes for each row of a batch (clips, or their beams) whether all logits of its next tokens were finite."""
+
+    def __init__(self) -> None:
+        self._steps: list[Tensor] = []
+
+    def note(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        """A forward hook that looks at the logits of the last token."""
+        logits = getattr(output, "logits", None)
+        if logits is not None:
+            self._steps.append(logits[:, -1].isfinite().all(-1))
+
+    def finite(self, num_clips: int) -> list[bool]:
+        """For each clip whether its logits were finite; its beams are neighbours."""
+        found = torch.ones(num_clips, dtype=torch.bool)
+        for step in self._steps:
+            found &= step.reshape(num_clips, -1).all(1).to(found.device)
+        return found.tolist()
+
+
+@contextmanager
+def watch_logits(generator: nn.Module) -> Iterator[WatchedLogits]:
+    """Watch the logits of every forward of a generator."""
+    watched = WatchedLogits()
+    with generator.register_forward_hook(watched.note):
+        yield watched
+
+
+def explain_not_finite(name: str, dtype: torch.dtype) -> str:
+    """What is wrong with a model whose logits are not finite, and what to do."""
+    precision = str(dtype).removeprefix("torch.")
+    others = [other for other in ("bfloat16", "float32") if other != precision]
+    advice = "check its weights" if precision in ("float32", "float64") else f"use dtype {' or '.join(others)}"
+    return f"{name} made logits that are NaN or infinite in {precision}: {advice}"

@@ -38,7 +38,7 @@ class LlavaOnevisionCaptioner(MultimodalCaptioner):
             _embeddings_of(self.model.model.vision_tower),
             batch.clip_pixels,
             plans,
-            self.pool(torch.eye(rows * columns, device=self.model.device)[None])[0],
+            self.pool(torch.eye(rows * columns, device=self.device)[None])[0],
             num_prefix_tokens,
         )
         return plans, [[self.after_pooling(frame) for frame in clip] for clip in clips]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
 
 from salcap.captioners.family import CaptionerFamily, ClipBatch, Generation
+from salcap.captioners.preprocessing import read_video_settings, settings_of, with_settings
 from salcap.captioners.prompts import Message, Prompt, to_messages
 from salcap.captioners.visual_tokens import ClipTokens
 from salcap.config import Weighting
@@ -40,10 +41,16 @@ class MultimodalCaptioner(CaptionerFamily):
     max_new_tokens: ClassVar[int] = 64  # unless the user says; transformers' own 20 cuts sentences short
     default_prompt: str = "Describe the video in one sentence."
     mixes_lengths = True
+    video_defaults: ClassVar[Mapping[str, Any]] = {}  # of the family's video processor, where its file leaves them out
     placeholder: ClassVar[str] = "video"  # the config's name of the token that a frame's tokens replace
 
     def __init__(self, model: Any, processor: Any, *, name: str | None = None, revision: str | None = None) -> None:
-        super().__init__(model, processor, name=name, revision=revision)
+        video = getattr(processor, "video_processor", None)
+        parts = getattr(processor, "image_processor", None), getattr(processor, "tokenizer", None)
+        if video is not None and None not in parts:
+            parts = with_settings(parts[0], {**self.video_defaults, **settings_of(video)}), parts[1]
+        given = processor if None in parts else parts
+        super().__init__(model, given, name=name, revision=revision)
         self.chat_template = getattr(processor, "chat_template", None) or getattr(self.tokenizer, "chat_template", None)
         self.placeholder_id: int = getattr(model.config, f"{self.placeholder}_token_id")
         if self.placeholder_id is None:
@@ -63,6 +70,8 @@ class MultimodalCaptioner(CaptionerFamily):
     @classmethod
     def load_processor(cls, path: str, **source: Any) -> Any:
         image_processor, tokenizer = cls.load_parts(path, **source)
+        if settings := read_video_settings(path, source["revision"]):
+            image_processor = with_settings(image_processor, {**cls.video_defaults, **settings})
         # older checkpoints keep it in a file that only processors read, and one for text alone with the tokenizer
         found = transformers.ProcessorMixin.get_processor_dict(path, revision=source["revision"])[0]
         tokenizer.chat_template = found.get("chat_template") or tokenizer.chat_template
@@ -227,7 +236,7 @@ class MultimodalCaptioner(CaptionerFamily):
         missing = [length - len(row) for row in ids]
         padded = [[pad or 0] * m + row for row, m in zip(ids, missing, strict=True)]
         mask = [[0] * m + [1] * len(row) for row, m in zip(ids, missing, strict=True)]
-        device = self.model.device
+        device = self.device
         return {
             "input_ids": torch.tensor(padded, device=device),
             "attention_mask": torch.tensor(mask, device=device),

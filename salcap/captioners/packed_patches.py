@@ -7,11 +7,14 @@ the encoder takes positions and the lengths of stretches as they are given to it
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from transformers.image_processing_backends import PilBackend, TorchvisionBackend
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, SizeDict
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from salcap.captioners.family import ClipBatch
 from salcap.captioners.multimodal import ClipFeatures, MultimodalCaptioner
@@ -24,22 +27,56 @@ from salcap.frames import Frames
 class PackedFrames(FramePreprocessor):
     """Frames through the image processor, one by one, then laid together in time as the video processor does it.
 
-    The image processor's limits of size hold for each frame.
+    Size and pixel limits count as they do for the family's video processor.
+
+    Args:
+        image_processor: with the checkpoint's settings for videos, see `with_settings`.
     """
 
-    merge_size: ClassVar[int | None] = None  # side of a group in patches; None takes the image processor's
+    merge_size: int | None = None  # side of a group in patches; None takes the image processor's
 
     def __call__(self, frames: Frames) -> Tensor:
         """Patches (T, gh, gw, side * side, values) of T spans of frames; those of a group in raster order."""
-        options = {} if self.merge_size is None else {"merge_size": self.merge_size}
-        images = list(frames.pixels.cpu().numpy())
-        made = self.image_processor(images, input_data_format="channels_first", return_tensors="pt", **options)
+        processor: Any = self.image_processor
+        options: dict[str, Any] = {} if self.merge_size is None else {"merge_size": self.merge_size}
+        images: list[Any] = list(frames.pixels.cpu())
+        backend = TorchvisionBackend if isinstance(processor, TorchvisionBackend) else PilBackend
+        if backend is PilBackend:
+            images = [image.numpy() for image in images]
+        if processor.do_resize:
+            height, width = self.frame_size(len(frames), *frames.pixels.shape[-2:])
+            size = SizeDict(height=height, width=width)
+            images = [backend.resize(processor, image, size, resample=processor.resample) for image in images]
+        options |= {"do_resize": False, "input_data_format": "channels_first", "return_tensors": "pt"}
+        made = processor(images, **options)
         rows, columns = (int(patches) // self.side for patches in made["image_grid_thw"][0, 1:])
         # the image processor repeats each frame over the span: take each frame's own share of it
         patches = made["pixel_values"].unflatten(-1, (3, self.span, -1))[:, :, 0].unflatten(0, (len(frames), -1))
         patches = torch.cat([patches, patches[-1:].expand(-len(frames) % self.span, -1, -1, -1)])
         patches = patches.unflatten(0, (-1, self.span)).permute(0, 2, 3, 1, 4).flatten(2)
         return patches.unflatten(1, (rows, columns, -1))
+
+    def frame_size(self, num_frames: int, height: int, width: int) -> tuple[int, int]:
+        """Height and width of each of a clip's frames after resizing: here as Qwen2-VL's video processor has it."""
+        processor: Any = self.image_processor
+        factor, least, most = self.factor, *self.pixel_limits
+        if getattr(processor, "cap_pixels_per_frame", None):
+            budget = int(processor.max_video_tokens * factor**2 * 0.9)
+            most = max(min(most, budget * self.span // num_frames), int(least * 1.05))
+        return smart_resize(height, width, factor=factor, min_pixels=least, max_pixels=most)
+
+    @property
+    def factor(self) -> int:
+        """Side of a group in pixels."""
+        return self.image_processor.patch_size * self.side
+
+    @property
+    def pixel_limits(self) -> tuple[int, int]:
+        """The least and most pixels; the family says of what."""
+        size = dict(self.image_processor.size)
+        if not size.get("shortest_edge") or not size.get("longest_edge"):
+            raise ValueError(f"the size of the video processor must have shortest_edge and longest_edge, got {size}")
+        return size["shortest_edge"], size["longest_edge"]
 
     @property
     def side(self) -> int:
@@ -64,6 +101,16 @@ class PackedCaptioner(MultimodalCaptioner):
 
     preprocessor = PackedFrames
     preprocess: PackedFrames
+    # of Qwen2-VL's video processor, for what a checkpoint's settings leave out
+    video_defaults: ClassVar[Mapping[str, Any]] = {
+        "size": {"shortest_edge": 128 * 28 * 28, "longest_edge": 768 * 28 * 28},
+        "image_mean": OPENAI_CLIP_MEAN,
+        "image_std": OPENAI_CLIP_STD,
+        "patch_size": 14,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "max_video_tokens": 128000,
+    }
 
     @abstractmethod
     def run_tower(self, patches: Tensor, grid_thw: Tensor, **precomputed: Tensor) -> Tensor:
@@ -90,7 +137,7 @@ class PackedCaptioner(MultimodalCaptioner):
 
         A coarse token's patches lie at the mean of the places of those it stands for.
         """
-        side, device = self.preprocess.side, self.model.device
+        side, device = self.preprocess.side, self.device
         whole = []
         for pixels in batch.clip_pixels:
             rows, columns = pixels.shape[1] * side, pixels.shape[2] * side
@@ -119,4 +166,4 @@ class PackedCaptioner(MultimodalCaptioner):
         """(B, 3): spans of frames, rows and columns of patches."""
         side = self.preprocess.side
         grids = [[p.shape[0], p.shape[1] * side, p.shape[2] * side] for p in batch.clip_pixels]
-        return torch.tensor(grids, device=self.model.device)
+        return torch.tensor(grids, device=self.device)

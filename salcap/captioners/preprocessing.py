@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +14,7 @@ import transformers
 from torch import Tensor
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_transforms import get_resize_output_image_size
+from transformers.utils import VIDEO_PROCESSOR_NAME, cached_file
 
 from salcap.frames import Frames
 
@@ -26,6 +31,16 @@ _PLAIN = (
     "image_mean",
     "image_std",
 )
+
+_PACKED = (
+    "patch_size",
+    "temporal_patch_size",
+    "merge_size",
+    "cap_pixels_per_frame",
+    "max_video_tokens",
+    "use_token_compression",
+)
+_OLD_LIMITS = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
 
 
 class FramePreprocessor:
@@ -105,10 +120,37 @@ class WholeFrames(FramePreprocessor):
         super().__init__(PilBackend(**given))
 
 
+def read_video_settings(path: str, revision: str) -> dict[str, Any]:
+    """A checkpoint's settings for videos, of its processor's file or their own; empty if it has none."""
+    made = transformers.ProcessorMixin.get_processor_dict(path, revision=revision)[0]
+    if found := made.get("video_processor"):
+        return dict(found)
+    file = cached_file(path, VIDEO_PROCESSOR_NAME, revision=revision, _raise_exceptions_for_missing_entries=False)
+    return {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
+
+
+def with_settings(image_processor: Any, settings: Mapping[str, Any]) -> Any:
+    """A copy of an image processor that treats frames as settings for videos say; unknown ones are left out."""
+    made, settings = copy.copy(image_processor), {k: v for k, v in settings.items() if v is not None}
+    for name in (*_PLAIN, *_PACKED):
+        if name in settings:
+            setattr(made, name, settings[name])
+    old = {edge: settings[name] for name, edge in _OLD_LIMITS.items() if name in settings}
+    if old or "size" in settings:
+        made.size = {**dict(made.size), **old}
+    return made
+
+
+def settings_of(video_processor: Any) -> dict[str, Any]:
+    """The settings of a loaded video processor."""
+    made = video_processor.to_dict() if hasattr(video_processor, "to_dict") else vars(video_processor)
+    return {name: dict(value) if name == "size" and value else value for name, value in made.items()}
+
+
 def load_frame_settings(path: str, **source: Any) -> Any:
     """The attributes of a saved video or image processor whose class cannot be loaded without torchvision."""
     made = transformers.ProcessorMixin.get_processor_dict(path, **source)[0]
-    found = made.get("video_processor") or made.get("image_processor")
+    found = read_video_settings(path, source["revision"]) or made.get("image_processor")
     found = found or PilBackend.get_image_processor_dict(path, **source)[0]
     return SimpleNamespace(**{"do_resize": True, "do_rescale": True, "do_normalize": True, **found})
 

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from salcap.captioners.adapters import ADAPTER_FILE, find_adapter, read_base, unwrap, with_adapter
 from salcap.captioners.base import Captioner
 from salcap.devices import check_device
 
@@ -63,9 +64,9 @@ def check_captioner(name: str) -> None:
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     path = Path(name)
-    if name in BUNDLED or (path / "config.json").is_file():
+    if name in BUNDLED or any((path / file).is_file() for file in ("config.json", ADAPTER_FILE)):
         return
-    allowed = f"allowed: {', '.join(BUNDLED)}, a folder with a config.json, or a hub id as owner/name"
+    allowed = f"allowed: {', '.join(BUNDLED)}, a folder with a config.json or {ADAPTER_FILE}, or a hub id as owner/name"
     if path.exists():
         raise ValueError(f"{name!r} is no captioner's folder, {allowed}")
     try:
@@ -88,11 +89,14 @@ def load_captioner(
     """Load a captioner, or put one around a model that is loaded.
 
     Args:
-        model: "salcap-mini" (bundled), a hub id, a local folder, or a loaded model.
+        model: "salcap-mini" (bundled), a hub id, a local folder, or a loaded model. A folder of adapters loads its base
+            model too (extra ``[lora]``). A ``PeftModel`` with adapters in its layers, a compiled model and one in
+            ``DataParallel`` are unwrapped.
         processor: for a loaded model only: its processor, or (image processor, tokenizer).
         revision: branch, tag or commit on the hub.
         device: None leaves the model where it is (CPU for one that is loaded here).
-        dtype: None means float32 for a model that is loaded here, whatever its file holds; "auto" keeps the file's.
+        dtype: None leaves a loaded or quantised model as it is, and means float32 for any other that is loaded here,
+            whatever its file holds; "auto" keeps the file's.
         device_map, attn_implementation: of ``transformers``, for a model that is loaded here.
         trust_remote_code: let the config, image processor and tokenizer run code from the hub.
 
@@ -112,14 +116,20 @@ def load_captioner(
         return _load(os.fspath(model), revision, device, dtype, trust_remote_code=trust_remote_code, **options)
     if device_map is not None or attn_implementation is not None:
         raise ValueError("device_map and attn_implementation are for a model that is loaded here, give its id or path")
+    given = type(model).__name__
+    model, adapted = unwrap(model)
     config = getattr(model, "config", None)
     if config is None:
-        raise ValueError(f"model must be a hub id, a folder or a transformers model, got {type(model).__name__}")
+        raise ValueError(f"model must be a hub id, a folder or a transformers model, got {given}")
     if processor is None:
         raise ValueError(f"a loaded {type(model).__name__} needs its processor: load_captioner(model, processor)")
     family = _find_family(config.model_type, getattr(getattr(config, "encoder", None), "model_type", None))
     captioner = family(model, processor, revision=revision)
-    model.to(device=device, dtype=_resolve_dtype(dtype))
+    if adapted and revision is None:
+        captioner.revision = None  # the base model's commit does not tell what the adapter makes of it
+    dtype = _resolve_dtype(dtype)
+    if device is not None or dtype is not None:  # else it stays where transformers placed it, as it quantised it
+        model.to(**{name: value for name, value in (("device", device), ("dtype", dtype)) if value is not None})
     return captioner
 
 
@@ -129,27 +139,39 @@ def _load(
     device: str | int | torch.device | None,
     dtype: str | torch.dtype | None,
     **options: Any,
-) -> Captioner:
+) -> CaptionerFamily:
     from transformers import PretrainedConfig
 
     path = str(BUNDLED_FOLDER / name) if name in BUNDLED else name
     try:
         # not AutoConfig: it knows our own encoder only once the family's module is imported
-        config, _ = PretrainedConfig.get_config_dict(path, revision=revision or "main")
-        if "model_type" not in config:
-            raise OSError(f"{path} has no config.json with a model_type")
-        family = _find_family(config["model_type"], (config.get("encoder") or {}).get("model_type"))
-        captioner = family.from_pretrained(
-            path,
-            name=name,
-            revision=revision,
-            dtype="float32" if dtype is None else dtype,
-            **options,
-        )
+        unread: OSError | None = None
+        try:
+            config, _ = PretrainedConfig.get_config_dict(path, revision=revision or "main")
+        except OSError as error:
+            config, unread = {}, error
+        if "model_type" in config:
+            family = _find_family(config["model_type"], (config.get("encoder") or {}).get("model_type"))
+            if dtype is None:  # quantised weights come with the precision that they were made for
+                dtype = "auto" if config.get("quantization_config") else "float32"
+            captioner = family.from_pretrained(path, name=name, revision=revision, dtype=dtype, **options)
+        elif (adapter := find_adapter(path, revision)) is not None:
+            captioner = _load_with_adapter(name, adapter, dtype, **options)
+        else:
+            raise unread or OSError(f"{path} has no config.json with a model_type")
     except OSError as error:
         raise OSError(_explain(name, path, error)) from error
     if device is not None:
         captioner.model.to(device)
+    return captioner
+
+
+def _load_with_adapter(name: str, folder: str, dtype: str | torch.dtype | None, **options: Any) -> CaptionerFamily:
+    """A captioner from a folder of adapters: its base model with the adapter active."""
+    base, base_revision = read_base(folder)
+    captioner = _load(base, base_revision, None, dtype, **options)
+    with_adapter(captioner.model, folder)
+    captioner.name, captioner.revision = name, None  # the base model's commit does not tell what the adapter makes
     return captioner
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from salcap.cli.captioning import Device
 from salcap.cli.console import AsJson, app, print_columns, say, wrong_use
+from salcap.strict_json import to_json
 
 if TYPE_CHECKING:
     from salcap.evaluation.saliency_benchmark import BenchmarkRow, SaliencyBenchmark
@@ -50,7 +50,7 @@ def saliency_(
         result = benchmark_saliency(names, checkpoint, rounds or ROUNDS, say, device)
     if not as_json:
         _print(result)
-    print(json.dumps(result.to_dict()))
+    print(to_json(result.to_dict()))
 
 
 def _print(result: SaliencyBenchmark) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +10,7 @@ import typer
 from salcap.cli.benchmark import benchmarks
 from salcap.cli.captioning import Device, Dtype
 from salcap.cli.console import AsJson, given, print_columns, say, wrong_use
+from salcap.strict_json import to_json
 
 if TYPE_CHECKING:
     from salcap.evaluation.captioning_benchmark import CaptioningBenchmark, CaptioningRow
@@ -69,7 +69,7 @@ def captioning(
             raise ValueError(f"{error}; name another file by --video") from error
     if not as_json:
         _print(result)
-    print(json.dumps(result.to_dict()))
+    print(to_json(result.to_dict()))
 
 
 def _print(result: CaptioningBenchmark) -> None:

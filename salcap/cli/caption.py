@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from contextlib import ExitStack
@@ -26,6 +25,7 @@ from salcap.cli.captioning import (
     load_captioner,
 )
 from salcap.cli.console import AsJson, app, given, progress_bar, say, wrong_use
+from salcap.strict_json import to_json
 
 if TYPE_CHECKING:
     from salcap.datasets.captioned_videos import CaptionedSet
@@ -142,7 +142,7 @@ def caption(
                 if record["error"] is not None:
                     say(f"error: {record['error']}")
                 if as_json:
-                    print(json.dumps(record), flush=True)
+                    print(to_json(record), flush=True)
                 elif record["caption"] is not None:
                     print(
                         record["caption"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +11,7 @@ import typer
 
 from salcap.cli.captioning import Device, Model, Revision
 from salcap.cli.console import AsJson, app, fail, given, number, print_columns, progress_bar, say, wrong_use
+from salcap.strict_json import to_json
 
 if TYPE_CHECKING:
     from salcap.evaluation.bootstrap import Difference
@@ -103,10 +103,10 @@ def compare(
             references = {item.id: item.captions for item in clips.items}
             write_report(result, output / "report.html", collector.samples, references)
             partial = output / "comparison.partial"  # of which there is a whole one when all else is there
-            partial.write_text(json.dumps(result.to_dict(), indent=1), encoding="utf-8")
+            partial.write_text(to_json(result.to_dict(), indent=1), encoding="utf-8")
             os.replace(partial, output / "comparison.json")
     if as_json:
-        print(json.dumps(result.to_dict()))
+        print(to_json(result.to_dict()))
     else:
         _print(result)
     for name, why in {**result.missing, **result.missing_scores}.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from salcap.cli.console import number, print_columns, progress_bar, say, wrong_use
+from salcap.strict_json import to_json
 
 if TYPE_CHECKING:
     from salcap.evaluation.receipt import Receipt, RunSettings
@@ -54,7 +54,7 @@ def run(
                 )
             rows.append(row)
             if as_json:
-                print(json.dumps(row.summary()), flush=True)
+                print(to_json(row.summary()), flush=True)
     except MissingItemsError as error:
         rest = "none is left to score" if allow_missing else "--allow-missing scores the rest, and marks the result"
         say(f"error: {error}. {rest}")

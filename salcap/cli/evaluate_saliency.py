@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import typer
 
 from salcap.cli.console import fail, print_table, progress_bar, say, wrong_use
+from salcap.strict_json import to_json
 
 # metric -> its heading; the best known first, narrow enough for 80 columns
 _HEADINGS = {
@@ -61,10 +61,10 @@ def run(
             say(f"error: {error}")
             raise typer.Exit(1) from error
         if as_json:
-            print(json.dumps(rows[-1].to_dict(per_item=False)), flush=True)
+            print(to_json(rows[-1].to_dict(per_item=False)), flush=True)
         if output is not None:  # after every row: a stop later loses none of them
             with whole_file(output) as partial:
-                partial.write_text(json.dumps([row.to_dict() for row in rows], indent=1), encoding="utf-8")
+                partial.write_text(to_json([row.to_dict() for row in rows], indent=1), encoding="utf-8")
     if not as_json:
         cells = [(row.saliency, *(_number(row.scores[name]) for name in _HEADINGS)) for row in rows]
         say(f"{dataset}, split {split}, {len(items)} items")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from salcap.cli.console import AsJson, app, fail, given, say, wrong_use
+from salcap.strict_json import to_json
 
 
 @app.command()
@@ -41,7 +41,7 @@ def export(
     size = sum(file.stat().st_size for file in files)
     if as_json:
         record = {"output": str(output), "format": kind, "clips": clips, "bytes": size, "difference": difference}
-        print(json.dumps(record))
+        print(to_json(record))
         return
     print(f"{output}: {size:,} bytes, {kind}")
     print(f"parity: log-densities differ by {difference:.2e} at most, allowed {TOLERANCE:g}")

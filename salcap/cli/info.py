@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import typer
 
 from salcap.cli.console import AsJson, app
+from salcap.strict_json import to_json
 
 
 @app.command("list")
@@ -26,7 +25,7 @@ def list_(as_json: AsJson = False) -> None:
         "policies": list(POLICIES),
     }
     if as_json:
-        print(json.dumps(listing))
+        print(to_json(listing))
         return
     for name, values in listing.items():
         if isinstance(values, dict):
@@ -42,7 +41,7 @@ def doctor(as_json: AsJson = False) -> None:
 
     report = examine()
     if as_json:
-        print(json.dumps(report))
+        print(to_json(report))
     else:
         for name, value in report.items():
             if isinstance(value, dict):

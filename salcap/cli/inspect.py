@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 
 from salcap.cli.captioning import Device, Dtype, Revision
 from salcap.cli.console import AsJson, app, wrong_use
+from salcap.strict_json import to_json
 
 
 @app.command()
@@ -25,7 +25,7 @@ def inspect(
     with wrong_use():
         found = look(model, revision=revision, device=device, dtype=dtype)
     if as_json:
-        print(json.dumps(found.to_dict()))
+        print(to_json(found.to_dict()))
     else:
         rows = found.to_dict()
         checks = rows.pop("checks")

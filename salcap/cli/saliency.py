@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +10,7 @@ import typer
 
 from salcap.cli.captioning import Device, Revision, load_captioner
 from salcap.cli.console import AsJson, app, fail, progress_bar, say, wrong_use
+from salcap.strict_json import to_json
 
 
 @app.command()
@@ -79,7 +79,7 @@ def saliency(
     for warning in drawing.warnings:
         say(f"warning: {video}: {warning}")
     if as_json:
-        print(json.dumps({**asdict(drawing), "path": str(drawing.path)}))
+        print(to_json({**asdict(drawing), "path": str(drawing.path)}))
     else:
         span = f"{drawing.start_seconds:.2f} to {drawing.end_seconds:.2f} s"
         print(f"{drawing.path}: {drawing.num_frames} frames, {span}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +11,7 @@ import typer
 
 from salcap.cli.captioning import Device
 from salcap.cli.console import AsJson, app, fail, given, progress_bar, say, wrong_use
+from salcap.strict_json import to_json
 
 
 @app.command()
@@ -65,7 +65,7 @@ def saliency_cache(
     for name, reason in report.failures.items():
         say(f"error: {name}: {reason}")
     if as_json:
-        print(json.dumps(dataclasses.asdict(report)))
+        print(to_json(dataclasses.asdict(report)))
     else:
         print(f"{report.num_written} written, {report.num_already_done} already there, {len(report.failures)} failed")
     if report.failures:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from salcap.cli.console import AsJson, app, wrong_use
+from salcap.strict_json import to_json
 
 
 @app.command()
@@ -29,7 +29,7 @@ def verify(
             differences = verify_receipt(each, dataset)
             differs = differs or bool(differences)
             if as_json:
-                print(json.dumps({"row": number, "confirmed": not differences, "differences": differences}), flush=True)
+                print(to_json({"row": number, "confirmed": not differences, "differences": differences}), flush=True)
                 continue
             row = f"row {number}, " if len(receipts) > 1 else ""
             what = f"{row}{each.dataset}, split {each.split}, {each.num_items} of {each.num_in_split} items"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 from salcap.config import build_dataclass
 from salcap.datasets.captioned_videos import CaptionedSet, captions_sha256, read_json
 from salcap.evaluation.captions import METRICS, SCORES, TOKENIZERS, score_report
+from salcap.strict_json import to_json
 
 SCHEMA_VERSION = 1
 TOLERANCE = 1e-6  # between a score and its repetition
@@ -105,7 +105,7 @@ class Receipt(RunSettings):
 def write_receipts(path: str | Path, receipts: Sequence[Receipt]) -> None:
     """Write a JSON file at one stroke: one receipt as an object, several as a list."""
     records = [asdict(receipt) for receipt in receipts]
-    text = json.dumps(records if len(records) > 1 else records[0], indent=1, ensure_ascii=False)
+    text = to_json(records if len(records) > 1 else records[0], indent=1, ensure_ascii=False)
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(text.encode("utf-8", "backslashreplace"))  # of a lone surrogate JSON's escape
