@@ -31,7 +31,7 @@ class Caption:
         zoom, zoom_boxes: of mode "zoom": how much closer the crops are, and of each frame where its crop lies (left,
             top, right, bottom in fractions of the frame); None and () without it.
         visual_tokens: tokens the text decoder saw, over all views; never above ``max_visual_tokens``.
-        frame_pts_seconds: when each frame is shown, from the start of the video stream.
+        frame_pts_seconds: when each frame is shown, in seconds from the start of the file.
         warnings: damage, missing frames, and what was reduced for want of memory.
     """
 
