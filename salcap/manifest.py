@@ -20,7 +20,7 @@ from typing import Any
 from salcap.records import as_text
 
 MANIFESTS = (".txt", ".jsonl", ".csv")
-COMPANIONS = (  # what lies beside videos, our own files too, and is none
+COMPANIONS = (  # files that often lie beside videos, including our own, and are not videos
     ".ass", ".csv", ".exports", ".htm", ".html", ".ini", ".json", ".jsonl", ".log", ".md", ".nfo", ".parquet", ".part",
     ".partial", ".pdf", ".py", ".settings", ".sh", ".srt", ".sub", ".tsv", ".txt", ".url", ".vtt", ".xml", ".yaml",
     ".yml", ".zip",
@@ -151,7 +151,7 @@ def _walk(folder: Path, recursive: bool) -> Iterator[Path]:
 
 
 def read_manifest(path: str | Path) -> list[Item]:
-    """Read the items of a manifest: a .txt file with one path a line, or a .jsonl or .csv file with named columns.
+    """Read the items of a manifest: a .txt file with one path per line, or a .jsonl or .csv file with named columns.
 
     The columns are ``path`` (or ``video``) and, if wanted, ``id``, ``start_seconds`` (or ``start``) and ``end_seconds``
     (or ``end``), as in the data set ``videos``. Paths are relative to the manifest's folder. Blanks around names and
@@ -193,7 +193,9 @@ def _csv_rows(file: Iterable[str]) -> list[tuple[int, Any]]:
     header = next(filter(None, lines), [])
     _match_columns(tuple(header))  # a dict would hide columns that have the same name
     rows: list[tuple[int, Any]] = []
-    for line in filter(None, lines):
+    for line in lines:
+        if not any(cell.strip() for cell in line):  # spreadsheets write rows of empty cells
+            continue
         if any(cell.strip() for cell in line[len(header) :]):
             raise ValueError(
                 f"line {lines.line_num} has {len(line)} values for {len(header)} columns: {line}; a value with a comma"
@@ -225,14 +227,18 @@ def _item(row: Any, folder: Path, where: str) -> tuple[Item, tuple[str, ...]]:
         try:
             if isinstance(value, bool):
                 raise TypeError
-            times.append(None if value is None else float(value))
+            times.append(None if value is None or float(value) == math.inf else float(value))
         except (TypeError, ValueError):
             raise ValueError(f"{where}: {columns[field]} must be a number of seconds, got {value!r}") from None
     identity = values.get("id")
+    if isinstance(identity, float) and identity.is_integer():  # pandas makes numbers of a column with gaps floats
+        identity = int(identity)
+    if identity is None or identity != identity:  # NaN stands for a missing id
+        identity = ""
+    if not isinstance(identity, str | int | float) or isinstance(identity, bool):
+        raise ValueError(f"{where}: id must be text or a number, got {identity!r}")
     try:
-        item = Item(
-            name if "://" in name else str(folder / name), "" if identity is None else str(identity).strip(), *times
-        )
+        item = Item(name if "://" in name else str(folder / name), str(identity).strip(), *times)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     return item, others
@@ -277,21 +283,30 @@ def _match_columns(names: tuple[str, ...]) -> tuple[dict[str, str], tuple[str, .
 
 
 _MOMENTS = {"start": "start_seconds", "begin": "start_seconds", "end": "end_seconds", "stop": "end_seconds"}
+# words that may stand beside a moment in the name of a time; others make it another thing, such as stop_reason
+_UNITS = frozenset(
+    (
+        *("s", "ms", "sec", "secs", "second", "seconds", "time", "times", "timestamp", "ts", "pts", "frame", "frames"),
+        *("clip", "video", "segment", "t", "at", "in"),
+    )
+)
 _WHOLE = {"path": "path", "paths": "path", "video": "path", "id": "id", "from": "start_seconds", "to": "end_seconds"}
 
 
 def _nearest(name: str) -> str | None:
-    """What a column was perhaps meant for, if it has other capitals, marks or units, or a slip of the pen."""
+    """What a column may have been meant for, if it has other capitals, marks or units, or a typing mistake."""
     words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
     if (meant := _WHOLE.get("".join(words))) is not None:
         return meant
-    for word in words:
+    for place, word in enumerate(words):
+        if not _UNITS.issuperset(words[:place] + words[place + 1 :]):
+            continue
         for moment, meant in _MOMENTS.items():
             swapped = {moment[:i] + moment[i + 1] + moment[i] + moment[i + 2 :] for i in range(len(moment) - 1)}
             unit = r"(s|ms|secs?|seconds?|times?|timestamps?|ts|pts|frames?)?"
             if re.fullmatch(moment + unit, word) or word in swapped:
                 return meant
-        if close := difflib.get_close_matches(word, ("start", "begin"), 1, 0.85):
+        if close := difflib.get_close_matches(word, ("start", "begin"), 1, 0.9):
             return _MOMENTS[close[0]]
     close = difflib.get_close_matches("".join(words), ("startseconds", "endseconds"), 1, 0.85)
     return f"{close[0].removesuffix('seconds')}_seconds" if close else None

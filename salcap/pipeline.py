@@ -69,8 +69,9 @@ def pipeline(
     known = inspect.signature(SaliencyCaptioner.from_pretrained).parameters
     if unknown := [name for name in options if name not in known]:
         raise TypeError(
-            f"salcap.pipeline takes no {', '.join(unknown)}; allowed: {', '.join(known)}. Arguments of generate and"
-            " num_frames belong to the call: pipe(video, max_new_tokens=20), or generate_kwargs={'max_new_tokens': 20}"
+            f"salcap.pipeline does not take {', '.join(unknown)}; allowed: {', '.join(known)}. Arguments of generate"
+            " and num_frames belong to the call: pipe(video, max_new_tokens=20), or generate_kwargs="
+            "{'max_new_tokens': 20}"
         )
     if tokenizer is not None or image_processor is not None:
         if processor is not None or tokenizer is None or image_processor is None:
@@ -126,7 +127,7 @@ class CaptionPipeline:
 
         Returns:
             For one video a dictionary, for a list or tuple a list, else an iterator, which reads ahead one batch (with
-            workers, as many videos more as there are workers). Of several videos, one that fails has ``caption`` None
+            workers, plus one video for each worker). Of several videos, one that fails has ``caption`` None
             and ``error`` set, and the others go on.
 
         Raises:

@@ -71,7 +71,7 @@ def open_column(video: Any) -> tuple[Any, str | None]:
 
 
 def clip_source(video: Any, start_seconds: float | None = None, end_seconds: float | None = None) -> ClipSource:
-    """A clip of a video, not read yet; what is no video fails when it is read.
+    """A clip of a video, not read yet; a value that is not a video fails when it is read.
 
     Args:
         video: a path, a binary file that can seek, a file's bytes, `Frames`, uint8 RGB frames (T, H, W, 3) taken to be

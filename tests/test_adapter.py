@@ -353,3 +353,9 @@ def test_a_downloaded_model_cannot_name_a_file(user_file):
     assert check_registered_name("uniform") == "uniform"
     with pytest.raises(ValueError, match="only you can name it"):
         check_registered_name(f"{user_file}:make_red")
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
+def test_maps_of_whole_numbers_are_refused(dtype):
+    with pytest.raises(ValueError, match="maps must be floating point"):
+        to_log_density(torch.tensor([[[0, 1]]]).to(dtype), "density")

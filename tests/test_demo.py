@@ -162,7 +162,7 @@ def not_started(monkeypatch):
         (["nothere.mp4"], r"files of videos, got 'nothere\.mp4': there is no such file"),
         (["--saliency", "centre"], "unknown saliency backbone 'centre', allowed: .*; did you mean 'center'"),
         (["--saliency", "nofile.py:f"], "'nofile.py:f': there is no file"),
-        (["--model", "./nope"], r"no captioner '\./nope', allowed: salcap-mini, a folder with a config\.json, or"),
+        (["--model", "./nope"], r"no captioner '\./nope', allowed: salcap-mini, a folder with a config\.json or"),
         (["--model", str(SAMPLE.parent)], "no captioner's folder, allowed: salcap-mini"),
     ],
 )

@@ -64,7 +64,10 @@ def quick_scores(java: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_clips_of_msrvtt_give_a_receipt_that_verify_confirms(
     model: Path, tmp_path: Path, shared: Path, java: str
 ) -> None:
-    root, out = shared / "data/captions/msrvtt", tmp_path / "receipt.json"
+    root, out = tmp_path / "msrvtt", tmp_path / "receipt.json"
+    root.mkdir()
+    for name in ("clips", "test_videodatainfo.json.gz", "train_val_videodatainfo.json.gz"):
+        (root / name).symlink_to((shared / "data/captions/msrvtt" / name).resolve())
     result = evaluate(model, "msrvtt", root, "--split", "test", "--output", out)
     assert result.exit_code == 2
     assert "2985 of 2990 items of msrvtt are missing: video7015: no video file" in result.stderr

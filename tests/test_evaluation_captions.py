@@ -453,3 +453,14 @@ def test_load_candidates_fails_on_several_captions(tmp_path: Path) -> None:
     path.write_text('{"a": ["x", "y"]}')
     with pytest.raises(ValueError, match="candidate 'a' must be one caption, got 2"):
         load_candidates(path)
+
+
+def test_an_id_that_comes_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text('{"a": "x", "a": "y"}')
+    with pytest.raises(ValueError, match="'a' comes twice"):
+        load_captions(tmp_path / "c.json")
+
+
+def test_ids_that_pandas_made_floats_are_whole_numbers(tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text('[{"image_id": 1.0, "caption": "x"}]')
+    assert load_captions(tmp_path / "c.json") == {"1": ["x"]}

@@ -198,10 +198,36 @@ def test_a_column_that_nearly_matches_fails(tmp_path: Path, column: str, meant: 
         find_items([manifest])
 
 
-@pytest.mark.parametrize("column", ["weekend", "trend", "state", "stars", "video_id", "duration", "idx"])
+@pytest.mark.parametrize(
+    "column",
+    [
+        "weekend",
+        "trend",
+        "state",
+        "stat",
+        "stars",
+        "video_id",
+        "duration",
+        "idx",
+        "stop_reason",
+        "end_user",
+        "start_word",
+    ],
+)
 def test_columns_that_only_look_alike_do_not_fail(tmp_path: Path, column: str) -> None:
     (tmp_path / "m.csv").write_text(f"path,{column}\na.mp4,1\n")
     assert find_items([tmp_path / "m.csv"]) == [Item(str(tmp_path / "a.mp4"))]
+
+
+def test_spreadsheets_and_pandas_leave_gaps(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("path,id\na.mp4,1\n,,\n  ,\n")
+    assert [item.id for item in find_items([tmp_path / "m.csv"])] == ["1"]
+    rows = [{"path": "a.mp4", "id": float("nan"), "end": float("inf")}, {"path": "b.mp4", "id": 7.0}]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert [item.id for item in find_items([tmp_path / "m.jsonl"])] == [str(tmp_path / "a.mp4"), "7"]
+    (tmp_path / "m.jsonl").write_text('{"path": "a.mp4", "id": ["x"]}')
+    with pytest.raises(ValueError, match=r"id must be text or a number, got \['x'\]"):
+        find_items([tmp_path / "m.jsonl"])
 
 
 def test_a_column_beside_the_one_that_it_resembles_is_not_read(tmp_path: Path, caplog: Any) -> None:

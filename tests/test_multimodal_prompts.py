@@ -115,6 +115,7 @@ def test_placeholders_and_messages_are_the_chat_that_the_question_alone_is(famil
         [{"role": "user", "content": "w7 w8"}],
         [{"role": "user", "content": f"{token} w7 w8"}],
         ({"role": "user", "content": [video, {"type": "text", "text": "w7 w8"}]},),
+        [{"role": "user", "content": [{**video, "text": None}, {"type": "text", "text": "w7 w8", "video": None}]}],
         [{"role": "user", "content": [{"type": "text", "text": "w7 w8"}]}],
         [{"role": "user", "content": [{**video, "path": os.path.abspath("a.mp4")}, {"type": "text", "text": "w7 w8"}]}],
         [
@@ -161,8 +162,8 @@ WORDS_ONLY = "give the question alone, as 'Describe the video.'"
         ([{"role": "user", "text": "w1"}], "messages have a role and a content"),
         ([{"role": "user", "content": None}], "content of a message is a string or a list of parts, got None"),
         ([{"role": "user", "content": [{"type": "audio"}]}], "must be text or video, got {'type': 'audio'}"),
-        ([{"role": "system", "content": "w1"}], r"must end with one of the user, got the roles \['system'\]"),
-        ([{"role": "user", "content": "w"}, {"role": "assistant", "content": "w"}], "end with one of the user"),
+        ([{"role": "system", "content": "w1"}], r"must have the role 'user', got the roles \['system'\]"),
+        ([{"role": "user", "content": "w"}, {"role": "assistant", "content": "w"}], "must have the role 'user'"),
         (
             [{"role": "user", "content": [{"type": "video", "video": "b.mp4"}]}],
             "the video is the one that is captioned",
@@ -182,7 +183,7 @@ def test_families_without_chat_say_how_a_prompt_is_given(family):
     tiny = tiny_models.FAMILIES[family]() if family in ("blip", "git") else tiny_multimodal.FAMILIES[family]()
     captioner = load_captioner(tiny.model, tiny.processor)
     for prompt in ("<image> w1", [{"role": "user", "content": "w1"}]):
-        message = "takes no prompt: it captions" if family == "git" else WORDS_ONLY
+        message = "does not take a prompt" if family == "git" else WORDS_ONLY
         with pytest.raises(ValueError, match=message):
             captioner.generate([make_clip(0)], None, Weighting(), prompt=prompt, max_new_tokens=1)
 

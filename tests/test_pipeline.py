@@ -269,7 +269,7 @@ def test_the_device_of_transformers_for_the_cpu_and_the_older_name_of_dtype() ->
         (
             {"max_new_tokens": 5},
             TypeError,
-            r"takes no max_new_tokens; allowed: model, .*pipe\(video, max_new_tokens=20\)",
+            r"does not take max_new_tokens; allowed: model, .*pipe\(video, max_new_tokens=20\)",
         ),
         ({"tokenizer": 5}, ValueError, "give a processor, or both a tokenizer and an image_processor"),
         ({"batch_size": 0}, ValueError, "batch_size must be a whole number from 1, got 0"),

@@ -11,8 +11,8 @@ Prompt: TypeAlias = Any  # text, or chat messages; families without a chat narro
 Message = dict[str, Any]
 
 _HOW = (
-    "give the question alone, as 'Describe the video.': salcap puts the video, and what the model wants around it, into"
-    " the prompt itself"
+    "give the question alone, as 'Describe the video.': salcap puts the video, and the tokens that the model expects"
+    " around it, into the prompt itself"
 )
 _MESSAGES = "[{'role': 'user', 'content': 'Describe the video.'}]"
 # what stands for a video or an image in the prompts of one model or another
@@ -35,7 +35,7 @@ def check_text(prompt: Any, name: str, strange: Iterable[str] = (), takes_text: 
         ValueError: a model that reads none, not a string, or one with a placeholder.
     """
     if not takes_text:
-        raise ValueError(f"{name} takes no prompt: it captions without being asked, got {prompt!r}")
+        raise ValueError(f"{name} does not take a prompt, got {prompt!r}")
     if not isinstance(prompt, str):
         raise ValueError(f"the prompt of {name} is a string, not messages, got {prompt!r}; {_HOW}")
     found = next((mark for mark in (*_PLACEHOLDERS, *strange) if mark in prompt), None)
@@ -52,7 +52,7 @@ def to_messages(
     special_tokens: Iterable[str] = (),
     source: str | None = None,
 ) -> list[Message]:
-    """Make the messages that a chat template takes out of a prompt.
+    """Turn a prompt into the messages that a chat template takes.
 
     Args:
         prompt: a question; one with a placeholder where the video goes; or messages, whose content is text or a list
@@ -95,7 +95,7 @@ def to_messages(
         raise ValueError(f"a prompt has one place for the video, got {num_places}: {prompt!r}; {_HOW}")
     users = [message for message in made if message["role"] == "user"]
     if not users or made[-1]["role"] != "user":
-        raise ValueError(f"messages must end with one of the user, got the roles {[m['role'] for m in made]}")
+        raise ValueError(f"the last message must have the role 'user', got the roles {[m['role'] for m in made]}")
     if num_places and isinstance(prompt, str) and any(_SPEAKER.search(part.get("text", "")) for part in content):
         raise ValueError(f"prompt {prompt!r} looks like a whole chat; {_HOW}")
     if not num_places:
@@ -108,7 +108,9 @@ def _parts(content: Any, marks: Sequence[str]) -> list[Mapping[str, Any] | None]
     if not isinstance(content, str):
         if not isinstance(content, Sequence) or not all(isinstance(part, Mapping) for part in content):
             raise ValueError(f"the content of a message is a string or a list of parts, got {content!r}")
-        return [each for part in content for each in (_parts(part["text"], marks) if "text" in part else [part])]
+        # columns of a data set fill the keys that a part does not have with None
+        known = [{key: value for key, value in part.items() if value is not None} for part in content]
+        return [each for part in known for each in (_parts(part["text"], marks) if "text" in part else [part])]
     around = r"(?:<\|vision_start\|>)?(?:{})(?:<\|vision_end\|>)?"
     texts = re.split(around.format("|".join(map(re.escape, marks))), content) if marks else [content]
     if len(texts) > 1:  # line breaks between a placeholder at either end and the text are up to the template

@@ -65,7 +65,7 @@ def load_captions(path: str | Path, part: str | None = None, split: str | None =
             raise ValueError(f"{path} holds references and candidates; say which, got part {part!r}")
         content = content[part]
     captions: Captions = {}
-    splits: dict[str, str | None] | None = None  # id -> split; None if the file has no such thing
+    splits: dict[str, str | None] | None = None  # id -> split; None if the file has no splits
     held = next((key for key in _LISTS if isinstance(content, dict) and _is_rows(content.get(key))), None)
     if held is not None:
         videos = content.get("videos")
@@ -128,13 +128,22 @@ def _read_json(path: Path) -> Any:
         raw = gzip.decompress(raw) if raw.startswith(b"\x1f\x8b") else raw
         if not lines:
             try:
-                return json.loads(raw)
+                return json.loads(raw, object_pairs_hook=_unique)
             except json.JSONDecodeError as error:
                 if not error.msg.startswith("Extra data"):
                     raise
         return _parse_lines(raw.decode(json.detect_encoding(raw), "surrogatepass"))
     except (ValueError, RecursionError, OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is not JSON: {error}; allowed: {FORMS}") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, in which Python would let the last of several equal keys win."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        double = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
+        raise ValueError(f"the key {double!r} comes twice in one object")
+    return found
 
 
 def _parse_lines(text: str) -> list[Any]:
@@ -162,7 +171,7 @@ def _row_id(row: Any, path: str | Path) -> str:
         raise ValueError(
             f"{path}: expected items with image_id, video_id or id and caption, got {row!r}; allowed: {FORMS}"
         )
-    return str(name)
+    return str(int(name) if isinstance(name, float) and name.is_integer() else name)  # pandas makes ids floats
 
 
 def _row_texts(row: Mapping[str, Any], path: str | Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -238,7 +239,11 @@ def to_log_density(maps: Tensor, output: str) -> Tensor:
         ValueError: another output, or values out of its range.
     """
     check_choice("output", output, OUTPUTS)
-    if output == "log_density":
+    if not maps.is_floating_point():
+        raise ValueError(
+            f"maps must be floating point, got {str(maps.dtype).removeprefix('torch.')}: convert them first"
+        )
+    if output == "log_density" or not maps.numel():
         return maps
     if output == "logits":
         return F.logsigmoid(maps.float()).to(maps.dtype)
@@ -255,7 +260,9 @@ def to_log_density(maps: Tensor, output: str) -> Tensor:
             density, peak = density.clamp(max=1.0), peak.clamp(max=1.0)
     else:
         allowed = f"finite and not below 0 (give or take {tolerance:g} of the frame's peak for rounding)"
-        fits = highest <= torch.finfo(torch.float32).max
+        if highest > torch.finfo(torch.float32).max and math.isfinite(highest):
+            raise ValueError(f"output {output!r} must fit float32, got values up to {highest:.9g}")
+        fits = math.isfinite(highest)
         fits &= lowest >= 0 or bool((density >= -tolerance * peak).all())
     if not fits:
         raise ValueError(f"output {output!r} must be {allowed}, got values from {lowest:.9g} to {highest:.9g}")
