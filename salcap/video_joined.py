@@ -5,14 +5,17 @@ What the times of packets say is found by `salcap.timeline.Timeline.find_end`.
 
 from __future__ import annotations
 
-from contextlib import nullcontext, suppress
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from typing import Any
 
 from salcap.video_info import local_file
 
 _TAIL_BYTES = 2**20  # behind the last packet, where the index of a file and then the head of another may be
-_ENTRIES = 256
+_ENTRIES, _MOST_BOXES = 256, 100_000
 _HEADS = {  # FFmpeg's name of the container -> how its files begin, and where in their first bytes
     "asf": (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9\x00\xaa\x00\x62\xce\x6c", 0),
     "avi": (b"RIFF", 0),
@@ -57,17 +60,82 @@ def another_file_follows(path: Any, format_name: str, last_byte: int) -> bool:
     if not last_byte or format_name not in _HEADS:
         return False
     head, offset = _HEADS[format_name]
-    with suppress(OSError, ValueError):
-        with nullcontext(path) if hasattr(path, "read") else open(local_file(path), "rb") as file:
-            place = file.tell()
-            try:
-                file.seek(last_byte)
-                tail = file.read(_TAIL_BYTES)
-            finally:
-                file.seek(place)
+    with suppress(OSError, ValueError), opened(path) as file:
+        file.seek(last_byte)
+        tail = file.read(_TAIL_BYTES)
         found = tail.find(head)
         while found >= 0:
             if format_name != "avi" or tail[found + 8 : found + 12] == b"AVI ":
                 return found >= offset
             found = tail.find(head, found + 1)
     return False
+
+
+def unreadable_from(path: Any) -> int | None:
+    """Where a second MP4 file begins whose fragments cannot be found any more; None if there is no such file.
+
+    Fragments may state where their samples lie from the start of their own file (ISO/IEC 14496-12, section 8.8.7). In
+    a second file that is wrong, and its samples would be read from the first one.
+    """
+    with suppress(OSError, ValueError), opened(path) as file:
+        place = 0
+        for number in range(_MOST_BOXES):
+            file.seek(place)
+            header = file.read(16)
+            if number and header[4:8] == b"ftyp":
+                file.seek(place)
+                content = file.read(_TAIL_BYTES)
+                track = content.find(b"tfhd")
+                return place if track >= 0 and content[track + 7] & 1 else None
+            length = int.from_bytes(header[:4], "big")
+            length = int.from_bytes(header[8:16], "big") if length == 1 else length
+            if len(header) < 16 or length < 8:
+                return None
+            place += length
+    return None
+
+
+@contextmanager
+def opened(path: Any) -> Iterator[Any]:
+    """A file to read bytes of; a file object is left where it was."""
+    if hasattr(path, "read"):
+        place = path.tell()
+        try:
+            yield path
+        finally:
+            path.seek(place)
+    else:
+        with open(local_file(path), "rb") as file:
+            yield file
+
+
+class FirstBytes(io.RawIOBase):
+    """The first bytes of a file as a file of their own."""
+
+    def __init__(self, path: Any, length: int) -> None:
+        super().__init__()
+        self._own, self._length = not hasattr(path, "read"), length
+        self._file = open(local_file(path), "rb") if self._own else path  # noqa: SIM115  # closed by `close`
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self.tell(), os.SEEK_END: self._length}[whence]
+        return int(self._file.seek(start + offset))
+
+    def read(self, size: int = -1) -> bytes:
+        """Read as any file does, but nothing behind the first bytes."""
+        left = max(self._length - self.tell(), 0)
+        return bytes(self._file.read(left if size < 0 else min(size, left)))
+
+    def close(self) -> None:
+        if self._own and not self.closed:
+            self._file.close()
+        super().close()

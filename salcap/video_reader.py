@@ -30,7 +30,7 @@ from salcap.video_colour import to_srgb
 from salcap.video_crop import Cropper, crop_of
 from salcap.video_geometry import orientation, scaled_size, square_size
 from salcap.video_info import Pictures, VideoDecodeError, VideoLimits, shortage
-from salcap.video_joined import another_file_follows, index_goes_back
+from salcap.video_joined import FirstBytes, another_file_follows, index_goes_back, unreadable_from
 from salcap.video_open import (
     FAILURES,
     VideoPath,
@@ -136,10 +136,12 @@ class _Video(Timeline):
         size: (height, width) of the pictures handed out, whose pixels are square.
         orientation: of all frames; None: each one's own.
         cropper: cuts off what the container hides; None until the file is open.
+        length: bytes of the file that are read; None for all.
     """
 
     orientation: tuple[int, int, int, int] | None = None
     cropper: Cropper | None = None
+    length: int | None = None
 
     def __init__(self, path: VideoPath, limits: VideoLimits = DEFAULT_LIMITS) -> None:
         self.path: Any = io.BytesIO(path) if isinstance(path, bytes) else plain_file(path)
@@ -197,7 +199,8 @@ class _Video(Timeline):
 
     def _open(self) -> None:
         try:
-            self.container = open_container(self.path, self.limits.max_pixels)
+            file = self.path if self.length is None else FirstBytes(self.path, self.length)
+            self.container = open_container(file, self.limits.max_pixels)
         except FAILURES as error:
             self.cause = error
             raise self.failed(words_of(error)) from error
@@ -264,13 +267,20 @@ class _Video(Timeline):
         self.restarts = kind == "mpegts" and self.changes_clock(self.container.size)
         last = self.origin if self.restarts else self.find_end(stated)
         self.restarts |= index_goes_back(self.container, self.stream, head[0])
+        if self.restarts and kind.startswith("mov") and (place := unreadable_from(self.path)):
+            self.notes.append("another file follows, as in joined files: only the first one is read")
+            self.length, self.restarts = place, False
+            self.damage.clear()
+            self.rewind()
+            stated = stated_end(self.container, self.stream, self.step)
+            last = self.find_end(stated)
         if self.restarts or (self.repeats and kind == "mpeg"):
             if self.restarts:
                 self.notes.append(RESTARTED)
             self.count_frames()
             self.zero, stated = self.origin, None
             last = self.find_end(None)
-        if another_file_follows(self.path, kind, self.last_byte):
+        if self.length is None and another_file_follows(self.path, kind, self.last_byte):
             self.notes.append("another file follows the part that is read, as in joined files")
         if self.seconds(self.end) > self.limits.max_seconds:
             length = f"{self.seconds(self.end):.0f} s long"

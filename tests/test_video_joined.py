@@ -73,6 +73,20 @@ def test_joined_recordings_are_read_in_the_order_of_the_file(name, lengths, tmp_
     assert (np.diff([seconds for seconds, _ in every]) > 0).all()
 
 
+@pytest.mark.parametrize("lengths", [(100, 100), (50, 150), (150, 50)], ids=str)
+def test_fragments_that_cannot_be_found_any_more_are_not_read(lengths, tmp_path):
+    """They state where their samples lie from the start of their own file."""
+    options, first, parts = {"movflags": "frag_keyframe+empty_moov"}, 0, []
+    for count in lengths:
+        parts.append(record(tmp_path / "part.mp4", "mp4", "libx264", options, first, count))
+        first += count
+    (tmp_path / "joined.mp4").write_bytes(b"".join(parts))
+    for source in (tmp_path / "joined.mp4", b"".join(parts)):
+        frames = read_frames(source, lengths[0])
+        assert numbers(frames) == list(range(lengths[0]))
+        assert frames.warnings == ("another file follows, as in joined files: only the first one is read",)
+
+
 @pytest.mark.parametrize("name", ONLY_FIRST)
 def test_a_file_behind_the_one_that_is_read_is_told(name, tmp_path):
     one, other = (record(tmp_path / f"{first}.{name}", *ONLY_FIRST[name], first, 60) for first in (0, 60))
