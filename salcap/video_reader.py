@@ -199,7 +199,7 @@ class _Video(Timeline):
 
     def _open(self) -> None:
         try:
-            file = self.path if self.length is None else FirstBytes(self.path, self.length)
+            file: Any = self.path if self.length is None else FirstBytes(self.path, self.length)
             self.container = open_container(file, self.limits.max_pixels)
         except FAILURES as error:
             self.cause = error
