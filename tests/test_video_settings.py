@@ -60,7 +60,7 @@ def save(family: str, folder: Path) -> dict[str, Any]:
     tiny = getattr(tiny_multimodal, family, None) or tiny_multimodal.FAMILIES[family]
     tiny = tiny()
     tiny.model.save_pretrained(folder)
-    tiny.processor.tokenizer.chat_template = tiny.processor.chat_template
+    tiny.processor.tokenizer.chat_template = getattr(tiny.processor, "chat_template", None)
     tiny.processor.tokenizer.save_pretrained(folder)
     tiny.processor.image_processor.save_pretrained(folder)
     return json.loads((folder / "preprocessor_config.json").read_text())
@@ -151,3 +151,44 @@ def test_sizes_of_frames_are_those_of_qwen3_vls_video_processor():
 def test_frames_that_are_far_too_long_are_refused():
     with pytest.raises(ValueError, match="at most 200 times as long as wide, got 32x6432"):
         video_size(2, 32, 6432, 2, 32, 4096, 90000)
+
+
+@pytest.mark.parametrize("where", ["own file", "processor"])
+def test_smolvlms_square_for_videos_goes_before_that_for_images(where, tmp_path):
+    settings = save("smolvlm", tmp_path)
+    side = settings["max_image_size"]["longest_edge"]
+    video = {"size": {"longest_edge": 12}, "max_image_size": {"longest_edge": side}}
+    images = {**settings, "max_image_size": {"longest_edge": 2 * side}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(images))
+    put(tmp_path, where, {**video, "video_processor_type": "SmolVLMVideoProcessor"})
+    captioner = load_captioner(str(tmp_path))
+    assert captioner.preprocess(noise(2)).shape[-2:] == (side, side)
+    assert captioner.preprocess.size == {"longest_edge": 12}
+    put(tmp_path, where, {**video, "size": {"longest_edge": side}, "video_processor_type": "SmolVLMVideoProcessor"})
+    sharp = load_captioner(str(tmp_path)).preprocess(noise(2))
+    assert not torch.equal(captioner.preprocess(noise(2)), sharp)
+
+
+@pytest.mark.parametrize("family", ["internvl", "perception_lm", "llava_next_video"])
+@pytest.mark.parametrize("size", [{"height": 8, "width": 8}, 8])
+def test_other_families_take_the_size_for_videos(family, size, tmp_path):
+    save(family, tmp_path)
+    put(tmp_path, "own file", {"size": size, "do_center_crop": False, "video_processor_type": "of the family"})
+    captioner = load_captioner(str(tmp_path))
+    shape = captioner.preprocess(noise(2)).shape[-2:]
+    if family != "llava_next_video" or isinstance(size, dict):
+        assert shape == (8, 8)
+    else:
+        assert min(shape) == 8  # its sizes are of the shortest side
+
+
+def test_a_limit_for_each_frame_counts_as_in_the_video_processor(tmp_path):
+    settings = save("qwen2_vl", tmp_path)
+    del settings["image_processor_type"]
+    settings |= {"size": {"shortest_edge": 576, "longest_edge": 20000}, "cap_pixels_per_frame": True}
+    put(tmp_path, "own file", {**settings, "max_video_tokens": 40, "video_processor_type": "Qwen2VLVideoProcessor"})
+    captioner = SaliencyCaptioner.from_pretrained(str(tmp_path), mode="none")
+    most = max(min(20000, int(40 * FACTOR**2 * 0.9) * 2 // 4), int(576 * 1.05))
+    made = captioner.caption(noise(4), num_frames=4, max_new_tokens=1).visual_tokens
+    assert made == their_tokens("qwen2_vl", 4, 60, 84, 576, most)
+    assert made < their_tokens("qwen2_vl", 4, 60, 84, 576, 20000)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -179,3 +183,71 @@ def test_no_prefix_is_taken_out_that_would_not_fit():
     assert extra_prefix({"a.weight"}, {"module.b.weight"}) is None
     assert extra_prefix({"a.weight"}, {"x.a.weight", "x.b.weight"}) is None
     assert extra_prefix(set(), {"module.a.weight"}) is None
+
+
+def rename_adapter(folder: Path, rename: Callable[[str], str]) -> None:
+    file = folder / "adapter_model.safetensors"
+    save_file({rename(name): value for name, value in load_file(file).items()}, file)
+
+
+def save_adapted(folder: Path) -> tuple[str, float]:
+    """Folders "base" and "adapter" of a Qwen2-VL; returns what the adapted model says."""
+    tiny = tiny_multimodal.FAMILIES["qwen2_vl"]()
+    tiny.model.save_pretrained(folder / "base")
+    tiny.processor.tokenizer.chat_template = tiny.processor.chat_template
+    tiny.processor.tokenizer.save_pretrained(folder / "base")
+    tiny.processor.image_processor.save_pretrained(folder / "base")
+    model = adapted(type(tiny.model).from_pretrained(folder / "base"))
+    model.save_pretrained(folder / "adapter")
+    return words(load_captioner(model, tiny.processor))
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: name.replace("model.model.visual.", "model.visual.").replace(".language_model.", "."),
+        lambda name: name.replace("base_model.model.", "base_model.model._orig_mod."),
+    ],
+    ids=["before transformers 4.52", "compiled"],
+)
+def test_an_adapter_whose_names_are_older_or_wrapped_is_loaded(rename, tmp_path):
+    expected = save_adapted(tmp_path)
+    rename_adapter(tmp_path / "adapter", rename)
+    assert words(load_captioner(str(tmp_path / "adapter"))) == expected
+
+
+def test_an_adapter_that_does_not_fit_is_never_used_in_part(tmp_path):
+    save_adapted(tmp_path)
+    rename_adapter(tmp_path / "adapter", lambda name: name.replace("layers.0.self_attn", "layers.0.attention"))
+    with pytest.raises(ValueError, match=r"does not fit its base model.* lacks \(\d+: .* and has others \(\d+: "):
+        load_captioner(str(tmp_path / "adapter"))
+    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
+    with pytest.raises(OSError, match="without the adapter's weights"):
+        load_captioner(str(tmp_path / "adapter"))
+
+
+def test_an_adapter_beside_its_base_models_config_or_with_a_relative_path(tmp_path):
+    expected = save_adapted(tmp_path)
+    shutil.copy(tmp_path / "base" / "config.json", tmp_path / "adapter")
+    settings = tmp_path / "adapter" / "adapter_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"base_model_name_or_path": "../base"}))
+    assert words(load_captioner(str(tmp_path / "adapter"))) == expected
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"base_model_name_or_path": "/nowhere"}))
+    with pytest.raises(OSError, match="holds an adapter of '/nowhere', which cannot be loaded"):
+        load_captioner(str(tmp_path / "adapter"))
+
+
+def test_an_adapter_brings_its_own_tokenizer(tmp_path):
+    save_adapted(tmp_path)
+    base = load_captioner(str(tmp_path / "base"))
+    tokenizer, model = base.tokenizer, base.model
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.chat_template += "!"
+    model.resize_token_embeddings(len(tokenizer))
+    model = adapted(model, modules_to_save=["embed_tokens", "lm_head"])
+    model.save_pretrained(tmp_path / "more")
+    tokenizer.save_pretrained(tmp_path / "more")
+    captioner = load_captioner(str(tmp_path / "more"))
+    assert len(captioner.tokenizer) == len(tokenizer)
+    assert captioner.chat_template.endswith("!")
+    assert words(captioner) == words(load_captioner(model, (base.image_processor, tokenizer)))

@@ -13,6 +13,7 @@ import numpy as np
 import transformers
 from torch import Tensor
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
+from transformers.image_processing_utils import get_size_dict
 from transformers.image_transforms import get_resize_output_image_size
 from transformers.utils import VIDEO_PROCESSOR_NAME, cached_file
 
@@ -39,6 +40,7 @@ _PACKED = (
     "cap_pixels_per_frame",
     "max_video_tokens",
     "use_token_compression",
+    "max_image_size",
 )
 _OLD_LIMITS = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
 
@@ -132,9 +134,15 @@ def read_video_settings(path: str, revision: str) -> dict[str, Any]:
 def with_settings(image_processor: Any, settings: Mapping[str, Any]) -> Any:
     """A copy of an image processor that treats frames as settings for videos say; unknown ones are left out."""
     made, settings = copy.copy(image_processor), {k: v for k, v in settings.items() if v is not None}
+    for name in ("size", "crop_size"):
+        if isinstance(settings.get(name), int):  # as older files have it
+            settings[name] = dict(
+                get_size_dict(settings[name], default_to_square="shortest_edge" not in dict(made.size))
+            )
     for name in (*_PLAIN, *_PACKED):
         if name in settings:
             setattr(made, name, settings[name])
+    made.has_video_size = "size" in settings
     old = {edge: settings[name] for name, edge in _OLD_LIMITS.items() if name in settings}
     if old or "size" in settings:
         made.size = {**dict(made.size), **old}
@@ -149,10 +157,18 @@ def settings_of(video_processor: Any) -> dict[str, Any]:
 
 def load_frame_settings(path: str, **source: Any) -> Any:
     """The attributes of a saved video or image processor whose class cannot be loaded without torchvision."""
-    made = transformers.ProcessorMixin.get_processor_dict(path, **source)[0]
-    found = read_video_settings(path, source["revision"]) or made.get("image_processor")
-    found = found or PilBackend.get_image_processor_dict(path, **source)[0]
-    return SimpleNamespace(**{"do_resize": True, "do_rescale": True, "do_normalize": True, **found})
+    video = read_video_settings(path, source["revision"])
+    images = transformers.ProcessorMixin.get_processor_dict(path, **source)[0].get("image_processor")
+    try:
+        images = images or PilBackend.get_image_processor_dict(path, **source)[0]
+    except OSError:
+        if not video:
+            raise
+    found = {"do_resize": True, "do_rescale": True, "do_normalize": True, **(images or {}), **video}
+    for name in {"size", "crop_size"} & found.keys():
+        if isinstance(found[name], int):  # as older files have it
+            found[name] = dict(get_size_dict(found[name]))
+    return SimpleNamespace(**found)
 
 
 def pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:

@@ -8,7 +8,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from salcap.captioners.adapters import ADAPTER_FILE, find_adapter, read_base, unwrap, with_adapter
+from salcap.captioners.adapters import (
+    ADAPTER_FILE,
+    find_adapter,
+    is_adapter_alone,
+    own_tokenizer,
+    read_base,
+    unwrap,
+    with_adapter,
+)
 from salcap.captioners.base import Captioner
 from salcap.devices import check_device
 
@@ -150,7 +158,7 @@ def _load(
             config, _ = PretrainedConfig.get_config_dict(path, revision=revision or "main")
         except OSError as error:
             config, unread = {}, error
-        if "model_type" in config:
+        if "model_type" in config and not is_adapter_alone(path):
             family = _find_family(config["model_type"], (config.get("encoder") or {}).get("model_type"))
             if dtype is None:  # quantised weights come with the precision that they were made for
                 dtype = "auto" if config.get("quantization_config") else "float32"
@@ -169,7 +177,14 @@ def _load(
 def _load_with_adapter(name: str, folder: str, dtype: str | torch.dtype | None, **options: Any) -> CaptionerFamily:
     """A captioner from a folder of adapters: its base model with the adapter active."""
     base, base_revision = read_base(folder)
-    captioner = _load(base, base_revision, None, dtype, **options)
+    try:
+        captioner = _load(base, base_revision, None, dtype, **options)
+    except OSError as error:
+        raise OSError(f"it holds an adapter of {base!r}, which cannot be loaded: {error}") from error
+    tokenizer = own_tokenizer(captioner.model, folder, options.get("trust_remote_code", False))
+    if tokenizer is not None:
+        tokenizer.chat_template = tokenizer.chat_template or getattr(captioner, "chat_template", None)
+        captioner = type(captioner)(captioner.model, (captioner.image_processor, tokenizer))
     with_adapter(captioner.model, folder)
     captioner.name, captioner.revision = name, None  # the base model's commit does not tell what the adapter makes
     return captioner

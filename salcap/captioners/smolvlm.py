@@ -29,11 +29,12 @@ _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ni
 
 
 class UnsplitVideoFrames(UnsplitFrames):
-    """Resized to the video processor's size, which is the square's own: large images would be enlarged first."""
+    """Resized to the size for videos, without which it is the square's own: large images would be enlarged first."""
 
     @property
     def size(self) -> dict[str, int]:
-        return dict(self.image_processor.max_image_size)
+        processor = self.image_processor
+        return dict(processor.size if getattr(processor, "has_video_size", False) else processor.max_image_size)
 
 
 class SmolVLMCaptioner(Idefics3Captioner):

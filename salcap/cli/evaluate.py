@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +10,7 @@ import typer
 from salcap.cli import evaluate_captions, evaluate_saliency
 from salcap.cli.captioning import Device, MaxVisualTokens, MinKeep, Mode, Model, Revision, Workers, Zoom, load_captioner
 from salcap.cli.console import AsJson, app, fail, given, number, print_table, say, wrong_use
+from salcap.strict_json import to_json
 
 # options of `evaluate` that one task has and the other has not
 _ONLY = {
@@ -52,7 +52,7 @@ def score(
         report = score_report(truths, match_ids(truths, load_candidates(candidates)), tokenizer=tokenizer)
     missing = {name: why for name, why in report.reasons.items() if why != NOT_ASKED}
     if as_json:
-        print(json.dumps({**report.scores, "reasons": missing, "tokenizer": report.tokenizer}))
+        print(to_json({**report.scores, "reasons": missing, "tokenizer": report.tokenizer}))
     else:
         print_table(("metric", "score"), [(name, number(value)) for name, value in report.scores.items()])
         say(f"tokenizer: {report.tokenizer}")
