@@ -48,7 +48,7 @@ def read_frames(
         path: a local file, a binary file object that can be read and can seek (also one opened for writing as well,
             which is only read), or a file's bytes.
         num_frames: at least 1.
-        start_seconds: start of the clip, counted from the start of the video stream; None: the start.
+        start_seconds: start of the clip, counted from the start of the file, sound included; None: the first picture.
         end_seconds: end of the clip, exclusive; None, or with a warning a later time: the end of the video. A frame
             that came on screen before ``start_seconds`` and is still there belongs to the clip, with its earlier time.
         at_seconds: rising times at which to take the frames on screen instead, none moved; overrides ``num_frames``.
