@@ -42,8 +42,9 @@ def index_goes_back(container: Any, stream: Any, first: Any) -> bool:
     for one, other in pairwise(looked):
         if other.pos < one.pos or other.timestamp < one.timestamp:
             return True
-    replaced = looked[0].pos > (first.pos or 0) + first.size > first.size and looked[0].size > _END_BYTES
-    return replaced and first.dts == looked[0].timestamp
+    if kind == "flv" and looked[0].size <= _END_BYTES:
+        return False
+    return first.dts == looked[0].timestamp and looked[0].pos > (first.pos or 0) + first.size > first.size
 
 
 def another_file_follows(path: Any, format_name: str, last_byte: int) -> bool:
