@@ -16,6 +16,7 @@ from salcap.video_info import local_file
 
 _TAIL_BYTES = 2**20  # behind the last packet, where the index of a file and then the head of another may be
 _ENTRIES, _MOST_BOXES = 256, 100_000
+_END_BYTES = 5  # FLV marks the end of H.264 by a tag so short, with the time of the last frame
 _HEADS = {  # FFmpeg's name of the container -> how its files begin, and where in their first bytes
     "asf": (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9\x00\xaa\x00\x62\xce\x6c", 0),
     "avi": (b"RIFF", 0),
@@ -31,19 +32,21 @@ def index_goes_back(container: Any, stream: Any, first: Any) -> bool:
 
     Either later times are found earlier in the file, or the index is in the order of the file and its times go back, or
     a later packet has taken the place of the first one. At most `_ENTRIES` places of the index are looked at. That of
-    an MP4 file without fragments is part of the file and may be in any order.
+    an MP4 file without fragments is part of the file and may be in any order, and that of ASF is not of packets.
 
     Args:
         first: the first packet of the stream.
     """
     kind, entries = container.format.name, stream.index_entries
-    if kind == "avi" or (kind.startswith("mov") and stream.frames) or not len(entries):
+    if kind in ("asf", "avi") or (kind.startswith("mov") and stream.frames) or not len(entries):
         return False
     step = max(1, len(entries) // _ENTRIES)
     looked = [entries[number] for number in [*range(0, len(entries), step), len(entries) - 1]]
     for one, other in pairwise(looked):
         if other.pos < one.pos or other.timestamp < one.timestamp:
             return True
+    if kind == "flv" and looked[0].size <= _END_BYTES:
+        return False
     return first.dts == looked[0].timestamp and looked[0].pos > (first.pos or 0) + first.size > first.size
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from video_factory import draw_number, numbers, read_number
+from video_factory import draw_number, make_video, numbers, read_number
 
 from salcap.timeline import split_clock
 from salcap.video import probe, read_frames, stream_frames
@@ -107,6 +107,25 @@ def test_one_recording_gives_no_warning(name, tmp_path):
     assert numbers(frames) == list(range(130))
     assert frames.warnings == ()
     assert frames.pts_seconds.tolist() == pytest.approx([number / FPS for number in range(130)], abs=0.011)
+
+
+@pytest.mark.parametrize(
+    "name, codec, times",
+    [
+        ("one.flv", "libx264", [0.0]),  # the mark of the end of H.264 has the time of the only frame
+        ("late.wmv", "wmv2", [100 + number / FPS for number in range(80)]),  # seeking in ASF leaves odd index entries
+        ("slides.mkv", "libx264", [90.0 * number for number in range(40)]),
+        ("pauses.flv", "libx264", [number / FPS + number // 20 * 300 for number in range(120)]),
+        ("pause.mp4", "libx264", [number / FPS + number // 40 * 600 for number in range(80)]),
+    ],
+)
+def test_odd_times_of_one_recording_are_no_clock_that_starts_over(name, codec, times, tmp_path):
+    formats = {"format": "asf"} if name.endswith("wmv") else {}
+    path = make_video(tmp_path / name, len(times), codec=codec, fps=FPS, pts_seconds=times, **formats)
+    frames = read_frames(path, len(times), exact=True)
+    assert numbers(frames) == list(range(len(times)))
+    assert not any(WARNING in warning for warning in frames.warnings)
+    assert frames.pts_seconds.tolist() == pytest.approx([time - times[0] for time in times], abs=0.002)
 
 
 def test_a_clock_is_cut_where_it_starts_over_and_not_at_single_wrong_times():
