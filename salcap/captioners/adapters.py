@@ -7,8 +7,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from salcap.captioners.weights import extra_prefix
-
 ADAPTER_FILE = "adapter_config.json"
 
 
@@ -138,6 +136,8 @@ def _renaming(model: Any, missing: list[str], others: list[str]) -> dict[str, st
     """What makes an adapter's names the model's: a wrapper's prefix goes, or older names become those of today."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightRenaming
+
+    from salcap.captioners.weights import extra_prefix
 
     if not missing or not others:
         return {}
