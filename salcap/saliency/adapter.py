@@ -1,4 +1,4 @@
-"""Any image network as a saliency backbone: how frames go in, and what its output means."""
+"""Use any image network as a saliency backbone: prepare its input and interpret its output."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from salcap.saliency.density import rounding_tolerance
 from salcap.saliency.model import SaliencyModel
 
 OUTPUTS = ("log_density", "density", "logits", "probability")
-_FLOOR = 1e-6  # of a frame's peak: no pixel is impossible
+_FLOOR = 1e-6  # as a share of a frame's peak, so that every pixel stays possible
 
 
 class ImageNetworkSaliency(SaliencyModel):
-    """Base of backbones around a network that sees one image at a time: a subclass writes `run`.
+    """Base class of backbones that wrap a network for single images; subclasses implement `run`.
 
     Frames are stretched to ``size``, scaled to ``0..max_value``, put into ``channel_order``, and normalised as
     ``(x - mean) / std``.
 
     Args:
-        size: (height, width) of the network's input in pixels; None for the frames' own.
-        mean: one value or one for each channel, on the scale of ``max_value`` and in ``channel_order``.
-        max_value: white, as the network knows it: 1 or 255.
-        output: what the network's maps are, see `to_log_density`.
+        size: (height, width) of the network's input in pixels. None keeps the size of the frames.
+        mean: one value, or one value per channel, on the scale of ``max_value`` and in ``channel_order``.
+        max_value: the value of white that the network expects, usually 1 or 255.
+        output: the kind of maps that the network returns, see `to_log_density`.
         channel_order: "rgb" or "bgr".
-        interpolation: "bilinear" or "bicubic", areas averaged where frames shrink, as PIL does.
-        frames_per_pass: frames that `run` gets at most, which bounds memory on long clips.
+        interpolation: "bilinear" or "bicubic". Areas are averaged when frames shrink, as in PIL.
+        frames_per_pass: the most frames that `run` receives at once, which bounds memory on long clips.
 
     Attributes:
-        weights_path: the file that the network was read from, where it is one.
+        weights_path: the file that the network was read from, if any.
 
     Raises:
-        ValueError: a setting out of its range.
+        ValueError: a setting is out of its range.
     """
 
     mean: Tensor
@@ -76,7 +76,7 @@ class ImageNetworkSaliency(SaliencyModel):
             raise ValueError(f"std must be above 0, got {std}")
 
     def run(self, images: Tensor) -> Tensor:
-        """The network itself: prepared images (n, 3, h, w) to maps (n, h', w') or (n, 1, h', w')."""
+        """Run the network: prepared images (n, 3, h, w) to maps (n, h', w') or (n, 1, h', w')."""
         raise NotImplementedError
 
     def forward(self, pixels: Tensor, pts_seconds: Tensor | None = None) -> Tensor:
@@ -84,7 +84,7 @@ class ImageNetworkSaliency(SaliencyModel):
         return torch.cat([to_log_density(self._run(self.prepare(part)), self.output) for part in parts])
 
     def prepare(self, pixels: Tensor) -> Tensor:
-        """Frames (n, 3, H, W) RGB in 0..1 as the network wants them, in its dtype."""
+        """Convert frames (n, 3, H, W) RGB in 0..1 to the input that the network expects, keeping their dtype."""
         images = pixels.float()
         if self.size is not None and images.shape[-2:] != self.size:
             images = F.interpolate(images, self.size, mode=self.interpolation, align_corners=False, antialias=True)
@@ -111,13 +111,13 @@ class ImageNetworkSaliency(SaliencyModel):
 
 
 class TorchSaliency(ImageNetworkSaliency):
-    """A torch module as a saliency backbone; it follows ``.to()``, and can be trained.
+    """Wrap a torch module as a saliency backbone, which follows ``.to()`` and can be trained.
 
     ``register_saliency("mine", lambda: TorchSaliency(network, size=(224, 224), output="logits"))``
 
     Args:
-        module: (n, 3, h, w) to (n, h', w') or (n, 1, h', w').
-        size: and all other options: see `ImageNetworkSaliency`.
+        module: maps images (n, 3, h, w) to (n, h', w') or (n, 1, h', w').
+        size, options: see `ImageNetworkSaliency`.
     """
 
     def __init__(self, module: nn.Module, size: tuple[int, int] | None = None, **options: Any) -> None:
@@ -126,7 +126,7 @@ class TorchSaliency(ImageNetworkSaliency):
             raise ValueError(f"module must be a torch.nn.Module, got {type(module).__name__}")
         self.module = module
         weight = next((weight for weight in module.parameters() if weight.is_floating_point()), None)
-        if weight is not None:  # frames go where the weights are already
+        if weight is not None:  # send frames to the device of the weights
             self._anchor = self._anchor.to(weight)
             self.mean, self.std = self.mean.to(weight.device), self.std.to(weight.device)
 
@@ -135,20 +135,21 @@ class TorchSaliency(ImageNetworkSaliency):
 
 
 class OnnxSaliency(ImageNetworkSaliency):
-    """An ONNX file as a saliency backbone, on onnxruntime (extra ``onnx``).
+    """Use an ONNX file as a saliency backbone, run by onnxruntime (extra ``onnx``).
 
     ``register_saliency("mine", lambda: OnnxSaliency("mine.onnx", mean=0.5, std=0.5, output="probability"))``
 
     Args:
-        path: the file; its images are (n, 3, h, w) or (n, h, w, 3), with n open or 1.
-        size: (height, width) where the file leaves them open; None for the file's own, else the frames' own.
-        output_name: of the map; the first output by default.
-        providers: of onnxruntime, best first.
+        path: the file. Its input is (n, 3, h, w) or (n, h, w, 3), where n is dynamic or 1.
+        size: (height, width) of the input if the file leaves them open. None takes the size that the file fixes, or
+            else the size of the frames.
+        output_name: name of the output that holds the map; the first output by default.
+        providers: onnxruntime's execution providers, in order of preference.
         options: see `ImageNetworkSaliency`.
 
     Raises:
-        ImportError: no onnxruntime.
-        ValueError: no ONNX file, or one with another kind of input.
+        ImportError: onnxruntime is not installed.
+        ValueError: the file does not exist, is not a valid ONNX file, or takes another kind of input.
     """
 
     def __init__(
@@ -175,12 +176,12 @@ class OnnxSaliency(ImageNetworkSaliency):
     def run(self, images: Tensor) -> Tensor:
         maps = self._network(images.detach().float().cpu().numpy())
         if not np.issubdtype(maps.dtype, np.floating):
-            raise ValueError(f"{self.weights_path} must give floating point maps, got {maps.dtype}")
+            raise ValueError(f"{self.weights_path} must return floating point maps, got {maps.dtype}")
         return torch.from_numpy(maps).to(images)
 
 
 class _OnnxNetwork:
-    """A session that can be copied and pickled, with what its file says of its input."""
+    """An onnxruntime session that can be copied and pickled, with the input size that the file declares."""
 
     def __init__(self, path: str, output_name: str | None, providers: tuple[str, ...]) -> None:
         try:
@@ -188,12 +189,12 @@ class _OnnxNetwork:
         except ModuleNotFoundError as error:
             raise ImportError(f"{path} needs onnxruntime: pip install salcap[onnx]") from error
         if not Path(path).is_file():
-            raise ValueError(f"no ONNX file {path}")
+            raise ValueError(f"there is no ONNX file {path}")
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = torch.get_num_threads()
         try:
             self._session = onnxruntime.InferenceSession(path, settings, providers=list(providers))
-        except Exception as error:  # onnxruntime's own errors share no base but this
+        except Exception as error:  # onnxruntime's errors have no narrower base class
             raise ValueError(f"{path} cannot be run by onnxruntime: {error}") from error
         self._arguments = (path, output_name, providers)
         self._input, *others = self._session.get_inputs()
@@ -205,7 +206,7 @@ class _OnnxNetwork:
         if not usable or shape[0] not in (None, 1):
             described = ", ".join(f"{node.name} {node.type} {node.shape}" for node in (self._input, *others))
             raise ValueError(
-                f"{path} takes {described}, allowed: one float input (n, 3, h, w) or (n, h, w, 3), n open or 1"
+                f"{path} takes {described}, allowed: one float input (n, 3, h, w) or (n, h, w, 3), with n dynamic or 1"
             )
         self._channels_last = shape[1] != 3
         self.batch_size = shape[0]

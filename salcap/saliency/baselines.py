@@ -1,4 +1,4 @@
-"""Backbones that do not look: what any real one has to beat."""
+"""Baselines that ignore the content of the frame; a real backbone has to beat them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from torch.nn import functional as F
 from salcap.saliency.model import SaliencyModel
 from salcap.seeding import content_seeds, noise
 
-_SIDE = 64  # of the maps of `center` and `random`, whatever the frame's size
+_SIDE = 64  # side of the maps of `center` and `random` in pixels, for frames of any size
 
 
 class Uniform(SaliencyModel):
-    """Everywhere the same, exactly: with it every captioner is its unmodified self."""
+    """Return exactly constant maps, with which every captioner behaves as if unmodified."""
 
     def forward(self, pixels: Tensor, pts_seconds: Tensor | None = None) -> Tensor:
         return pixels.new_zeros(len(pixels), 1, 1)
 
 
 class Center(SaliencyModel):
-    """The centre bias of human gaze: a Gaussian in the middle of the frame, as wide as the frame asks.
+    """Model the centre bias of human gaze: a Gaussian in the middle of the frame, stretched to its shape.
 
     Args:
         sigma: standard deviation as a share of the frame's width and of its height.
@@ -37,14 +37,15 @@ class Center(SaliencyModel):
 
 
 class Random(SaliencyModel):
-    """Control: smooth blobs in places that mean nothing.
+    """Return smooth blobs in random places, as a control.
 
-    Smooth as real maps are, since white noise would average out within a patch. Drawn from each frame's pixels and the
-    seed, so the same on every machine and in every batch, and another for another image.
+    The maps are smooth like real ones, since white noise would average out within a patch. They depend on each frame's
+    pixels and the seed only, so they are the same on every machine and in every batch, and differ between images.
 
     Args:
-        contrast: range of the log-density; the default makes the maps about as peaked as those of `spectral_residual`.
-        cells: blobs along each side of the frame.
+        seed: seed of the draws.
+        contrast: range of the log-density. The default makes the maps about as peaked as those of `spectral_residual`.
+        cells: number of blobs along each side of the frame.
     """
 
     def __init__(self, seed: int = 0, contrast: float = 7.0, cells: int = 8) -> None:
@@ -60,7 +61,7 @@ class Random(SaliencyModel):
 
 
 def center_log_density(height: int, width: int, sigma: float) -> Tensor:
-    """Log of a centred Gaussian, (height, width), with ``sigma`` as a share of each side; 0 at its peak."""
+    """Return the log of a centred Gaussian, (height, width), 0 at its peak; ``sigma`` is a share of each side."""
     y = (torch.arange(height) + 0.5) / height - 0.5
     x = (torch.arange(width) + 0.5) / width - 0.5
     return -(y.square()[:, None] + x.square()) / (2 * sigma**2)

@@ -1,4 +1,4 @@
-"""The student as a file that runs without salcap, checked against the network that it was made from."""
+"""Export the student to a file that runs without salcap, and check the file against the original network."""
 
 from __future__ import annotations
 
@@ -23,32 +23,34 @@ from salcap.saliency.runtimes import (
 from salcap.saliency.uva_net import UvaNet
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
-TOLERANCE = 1e-4  # of a log-density
-_MAX_COUNT = 2**31 - 1  # frames; torch 2.6 writes no clips where they have no limit
-_COUNTS = (3, 4, 17)  # frames of the check: other numbers than the one the network was traced with
+TOLERANCE = 1e-4  # largest allowed difference of a log-density
+_MAX_COUNT = 2**31 - 1  # frames; torch 2.6 cannot export clips without an upper limit
+_COUNTS = (3, 4, 17)  # frames per check; they differ from the number that the network was traced with
 
 
 class ParityError(RuntimeError):
-    """An exported file gives other maps than the network that it was made from; it has been removed."""
+    """An exported file gives different maps than the original network; the file has been removed."""
 
 
 def export_student(model: SaliencyModel, path: str | Path, kind: str, clips: bool = False) -> float:
-    """Write the network, BatchNorms folded, and check the file: ``pixels`` (frames, 3, h, w) RGB in 0..1 to log-density
-    (frames, h', w') up to a constant per frame, any number of frames.
+    """Write the network to a file and check the file.
+
+    The BatchNorms are folded. The file maps ``pixels`` (frames, 3, h, w) RGB in 0..1 to log-density (frames, h', w'),
+    up to a constant per frame, for any number of frames.
 
     Args:
         model: a student, such as ``create_saliency("uva_net")``.
-        path: ends with the suffix of its kind; the weights of an OpenVINO file lie beside it in ``.bin``.
+        path: ends with the suffix of its kind. The weights of an OpenVINO file are written beside it as ``.bin``.
         kind: "onnx", "openvino" (.xml), or "torch" (.pt2, a `torch.export` program).
-        clips: the network of frames that follow each other, which also takes their times (frames,) float32 in seconds;
-            at least 3 frames in torch, 2 in the others.
+        clips: export the network for consecutive frames, which also takes their times (frames,) float32 in seconds. It
+            needs at least 3 frames in torch and at least 2 in the other formats.
 
     Returns:
-        The largest difference of the file's log-densities from the network's, on random frames.
+        The largest difference between the log-densities of the file and of the network, on random frames.
 
     Raises:
-        ValueError: a backbone of another kind, an unknown kind, or another suffix.
-        ImportError: the kind's runtime is not installed; the extra is named.
+        ValueError: the backbone is not a student, the kind is unknown, or the suffix does not match it.
+        ImportError: the kind's runtime is not installed; the message names the extra.
         ParityError: the difference is above 1e-4.
     """
     if not isinstance(model, UvaNet):

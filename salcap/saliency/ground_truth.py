@@ -1,4 +1,4 @@
-"""What people did, as maps that can be held against a prediction."""
+"""Convert recorded fixations to maps that a prediction can be compared with."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from salcap.saliency.density import rounding_tolerance
 
 
 def count_fixations(fixations: Sequence[Any], size: tuple[int, int]) -> Tensor:
-    """Lay fixations on a grid: how many fall on each pixel.
+    """Count the fixations on each pixel of a grid.
 
     Args:
-        fixations: for each frame an array, tensor or list of (x, y) in pixels of the grid, origin at the top left
-            corner of the top left pixel: the fractions are cut off. A frame may have none.
+        fixations: for each frame an array, tensor or list of (x, y) in pixels of the grid. The origin is the top left
+            corner of the top left pixel, and fractions are cut off. A frame may have no fixations.
         size: (height, width) of the grid.
 
     Returns:
         (T, height, width) int64.
 
     Raises:
-        ValueError: points that are not (n, 2), not finite, or outside the grid.
+        ValueError: the points are not (n, 2), not finite, or outside the grid.
     """
     height, width = size
     maps = torch.zeros(len(fixations), height, width, dtype=torch.int64)
@@ -34,7 +34,7 @@ def count_fixations(fixations: Sequence[Any], size: tuple[int, int]) -> Tensor:
         places = places.reshape(0, 2) if places.size == 0 else places
         if places.ndim != 2 or places.shape[1] != 2:
             raise ValueError(f"fixations must be (x, y) pairs for each frame, got {places.shape} for frame {number}")
-        outside = ~((places >= 0) & (places < (width, height))).all(1)  # NaN is outside, too
+        outside = ~((places >= 0) & (places < (width, height))).all(1)  # NaN counts as outside
         if outside.any():
             raise ValueError(
                 f"{outside.sum()} of {len(places)} fixations of frame {number} lie outside its {width}x{height} map,"

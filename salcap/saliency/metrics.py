@@ -1,9 +1,9 @@
 """How well saliency maps predict where people look.
 
-The prediction comes first and is a log-density; what people did, the ground truth, comes second. Each metric takes any
-number of frames, (..., H, W), gives one float64 value a frame, and NaN for a frame whose ground truth says nothing: no
-fixation, no mass. Which of the many definitions each one is: Bylinskii, Judd, Oliva, Torralba & Durand, "What do
-different evaluation metrics tell us about saliency models?", TPAMI 2019, and the code of its MIT benchmark.
+The first argument is the prediction, a log-density; the second is the ground truth. Each metric takes any number of
+frames, (..., H, W), and returns one float64 value per frame, which is NaN if the ground truth of the frame has no
+fixations or no mass. The definitions follow Bylinskii, Judd, Oliva, Torralba & Durand, "What do different evaluation
+metrics tell us about saliency models?", TPAMI 2019, and the code of the MIT benchmark.
 """
 
 from __future__ import annotations
@@ -25,15 +25,17 @@ EPSILON = 2.2204e-16  # the MIT benchmark's guard against log(0) and 1/0
 
 
 def kld(log_density: Tensor, density: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of the ground truth q from the prediction p, in nats: sum q log(e + q / (p + e)).
+    """Compute the Kullback-Leibler divergence of the ground truth q from the prediction p, in nats.
+
+    It is the sum of q log(e + q / (p + e)) over the pixels.
 
     Args:
         log_density: (..., H, W) prediction, up to a constant per frame.
         density: (..., H, W) ground truth, at least 0, of any sum.
 
     Returns:
-        (...) 0 where both agree, lower is better; NaN for a frame without mass. At most about 36: the MIT benchmark's
-        e = 2.2204e-16 caps what a pixel costs that was called impossible.
+        (...) 0 if both agree, lower is better; NaN for a frame without mass. It is at most about 36, because the MIT
+        benchmark's e = 2.2204e-16 limits the cost of a pixel that was predicted to be impossible.
 
     Source: KLdiv.m of the MIT benchmark, pysaliency's ``MIT_KLDiv``.
     """
@@ -42,15 +44,14 @@ def kld(log_density: Tensor, density: Tensor) -> Tensor:
 
 
 def cc(log_density: Tensor, density: Tensor) -> Tensor:
-    """Pearson's correlation coefficient over the pixels of the two densities.
+    """Compute Pearson's correlation coefficient over the pixels of the two densities.
 
     Args:
         log_density: (..., H, W) prediction, up to a constant per frame.
         density: (..., H, W) ground truth, at least 0, of any sum.
 
     Returns:
-        (...) -1 to 1, higher is better; 0 where one of the two is constant, by definition, for a constant goes along
-        with nothing; NaN for a frame without mass.
+        (...) -1 to 1, higher is better; defined as 0 if one of the two is constant; NaN for a frame without mass.
 
     Source: CC.m of the MIT benchmark, pysaliency's ``CC``.
     """
@@ -59,7 +60,7 @@ def cc(log_density: Tensor, density: Tensor) -> Tensor:
 
 
 def sim(log_density: Tensor, density: Tensor) -> Tensor:
-    """Similarity, the mass that the two densities share: sum min(p, q).
+    """Compute the similarity, which is the mass that the two densities share: sum min(p, q).
 
     Args:
         log_density: (..., H, W) prediction, up to a constant per frame.
@@ -69,21 +70,24 @@ def sim(log_density: Tensor, density: Tensor) -> Tensor:
         (...) 0 to 1, higher is better; NaN for a frame without mass.
 
     Source: Judd, Durand & Torralba, "A benchmark of computational models of saliency to predict human fixations",
-    2012; pysaliency's ``SIM``. similarity.m of the MIT benchmark first stretches each map to 0..1, which is not done
-    here: both are densities already.
+    2012; pysaliency's ``SIM``. similarity.m of the MIT benchmark first stretches each map to 0..1. This is not
+    done here, because both maps are already densities.
     """
     return torch.minimum(*_two_densities(log_density, density)).sum(-1)
 
 
 def nss(log_density: Tensor, fixation_map: Tensor) -> Tensor:
-    """Normalised scanpath saliency: the predicted density, in standard deviations above its mean, at the fixations.
+    """Compute the normalised scanpath saliency.
+
+    It is the predicted density at the fixations, in standard deviations above the mean of the map.
 
     Args:
-        log_density: (..., H, W) prediction, up to a constant per frame; it is read as the density, its exp.
+        log_density: (..., H, W) prediction, up to a constant per frame. The metric is computed on its exp, the density.
         fixation_map: (..., H, W) ground truth: the number of fixations on each pixel, see `count_fixations`.
 
     Returns:
-        (...) mean over the fixations, higher is better, 0 is chance; 0 for a constant map; NaN without fixations.
+        (...) mean over the fixations; higher is better, 0 is chance level and the score of a constant map; NaN without
+        fixations.
 
     Source: Peters, Iyer, Itti & Koch, "Components of bottom-up gaze allocation in natural images", Vision Research
     2005; pysaliency's ``NSS`` (NSS.m of the MIT benchmark counts a pixel once and divides by n - 1).
@@ -93,7 +97,7 @@ def nss(log_density: Tensor, fixation_map: Tensor) -> Tensor:
 
 
 def information_gain(log_density: Tensor, fixation_map: Tensor, baseline: Tensor | None = None) -> Tensor:
-    """Bits per fixation by which the prediction tells more than a baseline: mean of log2(p + e) - log2(b + e).
+    """Compute the information gain over a baseline in bits per fixation: the mean of log2(p + e) - log2(b + e).
 
     Args:
         log_density: (..., H, W) prediction, up to a constant per frame.
@@ -123,24 +127,24 @@ def score_saliency(
     other_fixations: Sequence[Any] | None = None,
     baseline: Any = None,
 ) -> dict[str, float | None]:
-    """Score predicted maps against what people did, by every metric for which the ground truth is given.
+    """Score predicted maps by every metric for which the ground truth is given.
 
     Args:
         log_density: (T, H, W) or (H, W) prediction, tensor or array, up to a constant per frame.
-        fixations: ground truth: for each frame a list of (x, y) in the map's own pixels, fractions cut off.
-        density: ground truth: (T, H, W) or (H, W), at least 0, of any sum; usually the blurred fixations.
+        fixations: ground truth, a list of (x, y) for each frame, in pixels of the map. Fractions are cut off.
+        density: ground truth, (T, H, W) or (H, W), at least 0, of any sum; usually the blurred fixations.
         other_fixations: for each frame a list of (x, y) that people fixated on other images, scaled to this map.
-        baseline: (T, H, W), or (H, W) for all frames: log-density that `information_gain` compares with; None for the
+        baseline: log-density that `information_gain` compares with, (T, H, W), or (H, W) for all frames. None for the
             uniform density.
 
     Returns:
-        Every name of `METRICS` -> its mean over the frames whose ground truth says something (those without fixations
-        or mass are left out). None where no frame does, or where the ground truth is not given: `density` for kld, cc
-        and sim, `fixations` for the others, and `other_fixations` too for s_auc.
+        A dict with every name in `METRICS` and its mean over the frames, leaving out frames without fixations or mass.
+        The value is None if no frame is left, or if the ground truth is not given: kld, cc and sim need `density`, the
+        others need `fixations`, and s_auc also needs `other_fixations`.
 
     Raises:
-        ValueError: no ground truth at all, maps or lists that do not fit the prediction, points outside the map, NaN,
-            negative densities.
+        ValueError: there is no ground truth, maps or lists do not match the prediction, points lie outside the map, or
+            values are NaN or negative densities.
     """
     maps = torch.as_tensor(log_density)
     maps = maps[None] if maps.ndim == 2 else maps
@@ -149,7 +153,7 @@ def score_saliency(
     if fixations is None and density is None:
         raise ValueError("score_saliency needs fixations, density or both, got neither")
     if fixations is None and (other_fixations is not None or baseline is not None):
-        raise ValueError("other_fixations and baseline score nothing without fixations")
+        raise ValueError("other_fixations and baseline have no use without fixations")
     values: dict[str, Tensor] = {}
     if density is not None:
         truth = torch.as_tensor(density)
@@ -174,26 +178,26 @@ def _counts(name: str, fixations: Sequence[Any], maps: Tensor) -> Tensor:
 
 
 def _log_mass(log_density: Tensor) -> Tensor:
-    """(..., H * W) float64 whose exp sums to 1; equal values stay exactly equal."""
-    normalise_log_density(log_density)  # refuses what is no map
+    """Return (..., H * W) float64 whose exp sums to 1; equal values stay exactly equal."""
+    normalise_log_density(log_density)  # raises for an unusable map
     return log_density.double().flatten(-2).log_softmax(-1)
 
 
 def _two_densities(log_density: Tensor, density: Tensor) -> tuple[Tensor, Tensor]:
-    """Prediction and ground truth as (..., H * W) that sum to 1; NaN where the ground truth has no mass."""
+    """Return prediction and ground truth as (..., H * W) that sum to 1; NaN if the ground truth has no mass."""
     truth = check_ground_truth("density", density, log_density).flatten(-2)
     return _log_mass(log_density).exp(), truth / truth.sum(-1, keepdim=True)
 
 
 def _standard_scores(values: Tensor) -> Tensor:
-    """(..., N) in standard deviations above the mean of each row; zeros for a constant row."""
+    """Express (..., N) in standard deviations above the mean of each row; a constant row becomes zeros."""
     centred = values - values.mean(-1, keepdim=True)
     scores = centred / centred.square().mean(-1, keepdim=True).sqrt()
-    constant = values.amax(-1, keepdim=True) == values.amin(-1, keepdim=True)  # a mean may miss it by rounding
+    constant = values.amax(-1, keepdim=True) == values.amin(-1, keepdim=True)  # a rounded mean may differ from it
     return scores.masked_fill(constant, 0.0)
 
 
 def _mean_at(values: Tensor, counts: Tensor) -> Tensor:
-    """Mean of (..., N) over the counted fixations; NaN where there are none."""
+    """Return the mean of (..., N) over the counted fixations; NaN without fixations."""
     counts = counts.flatten(-2)
     return (values * counts).sum(-1) / counts.sum(-1)

@@ -1,4 +1,4 @@
-"""The backbone contract: frames in, one log-density map for each out."""
+"""The contract of saliency backbones: they take frames and return one log-density map per frame."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ FramesLike = Frames | Tensor | np.ndarray
 Part = TypeVar("Part")
 Result = TypeVar("Result")
 
-_FRAMES_A_PART = 8  # resized in one go
-# Tensors of more values wake all of torch's threads, which go on spinning for milliseconds and slow down `map_parts`.
+_FRAMES_A_PART = 8  # frames resized in one call
+# Larger tensors wake all of torch's threads, which keep spinning for milliseconds and slow down `map_parts`.
 _SERIAL_VALUES = 32767
-_ROWS_ENOUGH = 3.5  # of a frame, for each row of what it shrinks to
+_ROWS_ENOUGH = 3.5  # rows of a frame to read for each row of the result
 
 
 class SaliencyModel(nn.Module):
-    """Base of all saliency backbones; a new one writes `forward` and registers a factory.
+    """Base class of all saliency backbones; a new one implements `forward` and registers a factory.
+
+    A backbone that resizes all frames to one size, bilinear with antialiasing, can declare that size as ``input_size``
+    (height, width). `predict` then shrinks frames in 8 bits, which is many times as fast (see `shrink_frames`).
 
     Attributes:
-        name: under which it is registered; set by `create_saliency`.
-        source_sha256: of the user's file whose code it is; set by `create_saliency`.
-
-    A backbone that squeezes all frames to one size, bilinear with areas averaged, may state it as ``input_size``
-    (height, width): `predict` then does it in 8 bits for frames that shrink, many times as fast (`shrink_frames`).
+        name: the name that it is registered under; set by `create_saliency`.
+        source_sha256: hash of the user's file that defines the backbone, if any; set by `create_saliency`.
     """
 
     name: str = "unnamed"
@@ -47,15 +47,15 @@ class SaliencyModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the backbone computes."""
+        """The device that the backbone runs on."""
         return self._anchor.device
 
     def forward(self, pixels: Tensor, pts_seconds: Tensor | None = None) -> Tensor:
         """Predict where people look, at the backbone's own resolution.
 
         Args:
-            pixels: (T, 3, H, W) RGB in 0..1, in the model's dtype, frames of one clip at any size from 1x1.
-            pts_seconds: (T,) float64 presentation times; None where the frames are not known to follow each other.
+            pixels: (T, 3, H, W) RGB in 0..1, in the model's dtype: the frames of one clip, at any size from 1x1.
+            pts_seconds: (T,) float64 presentation times; None if the frames are not known to be consecutive.
 
         Returns:
             (T, h, w) floating point log-density, up to a constant per frame; -inf for impossible pixels.
@@ -68,13 +68,13 @@ class SaliencyModel(nn.Module):
 
         Args:
             frames: `Frames`, a uint8 tensor (T, 3, H, W), or a uint8 array (T, H, W, 3); RGB.
-            size: (height, width) of the maps; None for the frames' own size, "native" for the backbone's.
+            size: (height, width) of the maps; None for the size of the frames, "native" for that of the backbone.
 
         Returns:
             (T, height, width) float32 on the model's device; exp sums to 1 over each frame.
 
         Raises:
-            ValueError: frames of another kind, an unusable size, or a backbone whose output breaks the contract.
+            ValueError: the frames are of another kind, the size is invalid, or the output breaks the contract.
         """
         pixels, pts_seconds = _pixels_and_times(frames)
         if isinstance(size, str) and size != "native":
@@ -100,7 +100,7 @@ class SaliencyModel(nn.Module):
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """Nothing is in training mode inside: a network that nobody has put in evaluation mode would learn."""
+        """Switch off training mode inside; a network left in training mode would update its BatchNorm statistics."""
         training = [module for module in self.modules() if module.training]
         for module in training:
             module.training = False
@@ -111,7 +111,7 @@ class SaliencyModel(nn.Module):
                 module.training = True
 
     def _see(self, pixels: Tensor, pts_seconds: Tensor | None) -> Tensor:
-        """`forward` on uint8 frames."""
+        """Run `forward` on uint8 frames."""
         input_size = getattr(self, "input_size", None)
         if input_size is not None:
             parts = pixels.split(_FRAMES_A_PART)
@@ -120,10 +120,11 @@ class SaliencyModel(nn.Module):
 
 
 def shrink_frames(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Squeeze uint8 frames on the CPU in 8 bits, on one thread: (T, 3, H, W) to (T, 3, *size), for networks.
+    """Shrink uint8 frames for a network, in 8 bits and on one CPU thread: (T, 3, H, W) to (T, 3, *size).
 
-    Channels-last frames, as arrays (T, H, W, 3) are, go three times as fast. Of tall frames every third row is read,
-    where that leaves 3.5 for each row of the result. Frames that do not shrink, or are elsewhere, are given back.
+    Channels-last frames, such as arrays (T, H, W, 3), take a third of the time. Only every third row of a tall frame is
+    read if that leaves 3.5 rows for each row of the result. Frames that are not larger than ``size``, or not on the
+    CPU, are returned unchanged.
     """
     height, width = pixels.shape[-2:]
     if pixels.device.type != "cpu" or height * width <= size[0] * size[1]:
@@ -135,7 +136,10 @@ def shrink_frames(pixels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def map_parts(function: Callable[[Part], Result], parts: Iterable[Part], threads: int) -> list[Result]:
-    """Results in order; for functions that release the interpreter's lock."""
+    """Apply a function to each part on several threads and return the results in order.
+
+    This helps only functions that release the GIL.
+    """
     parts = list(parts)
     if threads == 1 or len(parts) == 1:
         return [function(part) for part in parts]
@@ -144,7 +148,7 @@ def map_parts(function: Callable[[Part], Result], parts: Iterable[Part], threads
 
 
 def _normalise(output: Tensor) -> Tensor:
-    """`normalise_log_density` without waking torch's threads for small maps."""
+    """Run `normalise_log_density` without waking torch's threads for small maps."""
     frames = max(1, _SERIAL_VALUES // max(1, output[0].numel()))
     if len(output) <= frames or output.device.type != "cpu":
         return normalise_log_density(output)
@@ -155,7 +159,7 @@ def _normalise(output: Tensor) -> Tensor:
 
 
 def _pixels_and_times(frames: FramesLike) -> tuple[Tensor, Tensor | None]:
-    """(T, 3, H, W) uint8 and, where known, the times."""
+    """Return the frames as (T, 3, H, W) uint8, and their times if known."""
     if isinstance(frames, Frames):
         return frames.pixels, frames.pts_seconds
     if isinstance(frames, Tensor):
@@ -165,6 +169,6 @@ def _pixels_and_times(frames: FramesLike) -> tuple[Tensor, Tensor | None]:
     if isinstance(frames, np.ndarray):
         if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
             raise ValueError(f"an array of frames must be (T, H, W, 3) uint8, got {frames.shape} {frames.dtype}")
-        frames = np.ascontiguousarray(frames)  # torch takes no negative strides, and warns of what is read-only
+        frames = np.ascontiguousarray(frames)  # torch rejects negative strides and warns about read-only arrays
         return torch.from_numpy(frames if frames.flags.writeable else frames.copy()).permute(0, 3, 1, 2), None
     raise ValueError(f"frames must be salcap.Frames, a uint8 tensor or a uint8 array, got {type(frames).__name__}")
