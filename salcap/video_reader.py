@@ -289,7 +289,7 @@ class _Video(Timeline):
             kind == "avi"
             and stated is not None
             and not self.counted
-            and self.end - stated > Fraction(1, 2) / self.time_base
+            and self.end - stated > max(2 * self.step, Fraction(1, 2) / self.time_base)
         ):
             self.notes.append(f"the file states {self.seconds(stated):.2f} s but goes on, as joined files do")
         reached = self.seconds(last if self.stream.duration is None else self.end)

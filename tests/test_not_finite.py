@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import tiny_models
@@ -12,6 +13,7 @@ import torch
 from test_captioners import make_clip
 
 from salcap import SaliencyCaptioner
+from salcap.captioners.generation import WatchedLogits
 from salcap.strict_json import to_json
 
 MAKERS = {**tiny_models.FAMILIES, **tiny_multimodal.FAMILIES, "mini": tiny_models.mini}
@@ -59,6 +61,18 @@ def test_the_message_names_the_dtype_and_better_ones(search):
         captioner.captioner.model.text_decoder.cls.predictions.bias[3] = math.nan
     with pytest.raises(FloatingPointError, match=r"NaN or infinite in bfloat16: use dtype float32"):
         captioner.caption(make_clip(0), num_frames=2, max_new_tokens=3, **search)
+
+
+def test_what_follows_the_end_of_a_caption_does_not_count():
+    watched = WatchedLogits()
+    steps = torch.ones(4, 2, 1, 3)  # four tokens of two clips
+    steps[2:, 0] = math.nan  # the first one's caption ended with its second token
+    steps[3, 1] = math.inf
+    for step in steps:
+        watched.note(None, (), SimpleNamespace(logits=step))
+    sequences = torch.tensor([[9, 5, 2, 0, 0], [9, 5, 6, 7, 8]])
+    assert watched.finite(2) == [False, False]
+    assert watched.finite(2, sequences, [2]) == [True, False]
 
 
 def test_a_map_with_nan_fails_its_clip_alone(monkeypatch):

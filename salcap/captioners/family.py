@@ -230,7 +230,7 @@ class CaptionerFamily(ABC):
             sequences = result.output.sequences[:, result.prompt_length :]
             captions = self.tokenizer.batch_decode(sequences, skip_special_tokens=True)
             scores = mean_log_probs(result.output, self.eos_token_ids(generation))
-            finite = watched.finite(len(indices))
+            finite = watched.finite(len(indices), sequences, self.eos_token_ids(generation))
             scores = [score if good else math.nan for score, good in zip(scores, finite, strict=True)]
             shared = {
                 "encode_ms": result.encode_ms,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import wraps
@@ -86,12 +86,20 @@ class WatchedLogits:
         if logits is not None:
             self._steps.append(logits[:, -1].isfinite().all(-1))
 
-    def finite(self, num_clips: int) -> list[bool]:
-        """For each clip whether its logits were finite; its beams are neighbours."""
-        found = torch.ones(num_clips, dtype=torch.bool)
-        for step in self._steps:
-            found &= step.reshape(num_clips, -1).all(1).to(found.device)
-        return found.tolist()
+    def finite(self, num_clips: int, sequences: Tensor | None = None, ends: Sequence[int] = ()) -> list[bool]:
+        """Return for each clip whether its logits were finite until its caption ended.
+
+        Args:
+            sequences: (num_clips, L) tokens, of which the last ones were generated; None counts all steps.
+            ends: the tokens that end a caption. What follows one is padding while other clips go on.
+        """
+        if not self._steps:
+            return [True] * num_clips
+        finite = torch.stack([step.reshape(num_clips, -1).all(1).cpu() for step in self._steps], 1)
+        if sequences is not None and finite.shape[1] <= sequences.shape[1]:
+            ended = torch.isin(sequences[:, -finite.shape[1] :], sequences.new_tensor(ends)).long().cpu()
+            finite |= ended.cumsum(1) - ended > 0
+        return finite.all(1).tolist()
 
 
 @contextmanager
