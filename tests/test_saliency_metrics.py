@@ -325,7 +325,7 @@ def test_score_saliency_gives_none_where_the_ground_truth_is_not_given():
     "log_density, truth, message",
     [
         (torch.zeros(2, 2), {}, "needs fixations, density or both"),
-        (torch.zeros(2, 2), {"density": torch.ones(2, 2), "other_fixations": [[]]}, "nothing without fixations"),
+        (torch.zeros(2, 2), {"density": torch.ones(2, 2), "other_fixations": [[]]}, "without fixations"),
         (torch.zeros(4), {"fixations": [[]]}, r"\(T, H, W\) or \(H, W\), got \(4,\)"),
         (torch.zeros(1, 1, 2, 2), {"fixations": [[]]}, r"got \(1, 1, 2, 2\)"),
         (torch.zeros(2, 2), {"fixations": [(0, 0), (1, 1)]}, "one list of points for each of 1 frames, got 2"),
