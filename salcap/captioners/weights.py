@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,10 +24,14 @@ def load_weights(architecture: Any, path: str, unused: Sequence[str] = (), **opt
         ValueError: a checkpoint that lacks weights of the model.
     """
     with _no_progress_bar():
-        model, loading = architecture.from_pretrained(path, output_loading_info=True, **options)
+        with _held_back(logging.getLogger("transformers.modeling_utils")) as reports:
+            model, loading = architecture.from_pretrained(path, output_loading_info=True, **options)
         if prefix := extra_prefix(loading["missing_keys"], loading["unexpected_keys"]):
+            reports.clear()  # of the names behind the prefix
             options["key_mapping"] = {re.escape(prefix): ""}
             model, loading = architecture.from_pretrained(path, output_loading_info=True, **options)
+    for report in reports:
+        logging.getLogger(report.name).handle(report)
     missing = sorted(name for name in loading["missing_keys"] if not name.startswith(tuple(unused) or ("\0",)))
     if missing:
         others = sorted(loading["unexpected_keys"])
@@ -56,6 +61,22 @@ def extra_prefix(missing: Iterable[str], unexpected: Iterable[str]) -> str | Non
         if renamed and renamed <= wanted:
             return prefix
     return None
+
+
+@contextmanager
+def _held_back(logger: logging.Logger) -> Iterator[list[logging.LogRecord]]:
+    """Collect what a logger says inside, in place of showing it."""
+    records: list[logging.LogRecord] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        records.append(record)
+        return False
+
+    logger.addFilter(keep)
+    try:
+        yield records
+    finally:
+        logger.removeFilter(keep)
 
 
 @contextmanager
