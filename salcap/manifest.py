@@ -278,7 +278,7 @@ def _match_columns(names: tuple[str, ...]) -> tuple[dict[str, str], tuple[str, .
             hint = f"unknown column {name!r}; did you mean {meant!r}? Rename or remove it"
             raise ValueError(f"{hint}; allowed: {_ALLOWED}")
     if "path" not in columns:
-        raise ValueError(f"expected a path; there is no column for it in {_listed(names)}; allowed: {_ALLOWED}")
+        raise ValueError(f"expected a path, but none of the columns {_listed(names)} contains it; allowed: {_ALLOWED}")
     return columns, tuple(name for name in others if name.strip())
 
 

@@ -59,8 +59,8 @@ def in_order(frames: Iterable[Timed]) -> Iterator[Timed]:
 def split_clock(times: Sequence[Ticks], second: Ticks, leap: int | None = LEAP_SECONDS) -> list[Sequence[Ticks]]:
     """Cut the times of packets, in the order of the file, into parts of one clock each.
 
-    A part ends where times go back by more than a second and stay there. A single wrong time, as damage makes it, and
-    the small steps back of reordered frames are no such place.
+    A part ends where times go back by more than a second and stay there. A single wrong time in a damaged file does
+    not end a part, and neither do the small steps back of reordered frames.
 
     Args:
         second: ticks of a second.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from fractions import Fraction
 from itertools import islice
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 import av
 from av.filter import Graph
 
-from salcap.video_info import local_file
+from salcap.video_info import opened
 
 _HEAD_BYTES, _TRACKS_BYTES = 2**16, 2**24  # Matroska: where the tracks usually are, and how long they may be
 _MOST_BOXES = 10_000  # of MP4, in a row
@@ -79,7 +79,7 @@ def crop_of(path: Any, container: Any, stream: Any) -> tuple[Crop, list[str]]:
     if not kind.startswith(("matroska", "mov")):
         return Crop(), []
     crop = Crop()
-    with suppress(*_DAMAGE), nullcontext(path) if hasattr(path, "read") else open(local_file(path), "rb") as file:
+    with suppress(*_DAMAGE), opened(path) as file:
         crop = container_crop(file, kind, stream.id, number)
     width, height = stream.codec_context.width, stream.codec_context.height
     if crop.fits(width, height):
@@ -205,10 +205,11 @@ def _crop_to(width: int, height: int, aperture: tuple[int, ...]) -> Crop:
 
 def _boxes(file: BinaryIO, span: Span, wanted: bytes) -> Iterator[Span]:
     """Where the contents of the boxes of one type are, among those in a row."""
-    return (found for kind, found in islice(_all_boxes(file, span), _MOST_BOXES) if kind == wanted)
+    return (found for kind, found in islice(mp4_boxes(file, span), _MOST_BOXES) if kind == wanted)
 
 
-def _all_boxes(file: BinaryIO, span: Span) -> Iterator[tuple[bytes, Span]]:
+def mp4_boxes(file: BinaryIO, span: Span = (0, 2**63)) -> Iterator[tuple[bytes, Span]]:
+    """Walk the boxes in a row of an MP4 file: the type of each, and where its contents are."""
     at, end = span
     while at + 8 <= end:
         header = _read(file, at, 16)

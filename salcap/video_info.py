@@ -6,7 +6,10 @@ import errno
 import os
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -104,6 +107,20 @@ class VideoInfo:
     first_frame_seconds: float
     start_pts_seconds: float
     warnings: tuple[str, ...]
+
+
+@contextmanager
+def opened(path: Any) -> Iterator[Any]:
+    """Open a file to read its bytes; a file object is left at the place where it was."""
+    if hasattr(path, "read"):
+        place = path.tell()
+        try:
+            yield path
+        finally:
+            path.seek(place)
+    else:
+        with open(local_file(path), "rb") as file:
+            yield file
 
 
 def local_file(path: str | bytes | os.PathLike[str]) -> str:

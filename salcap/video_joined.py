@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from itertools import pairwise
+from contextlib import suppress
+from itertools import islice, pairwise
 from typing import Any
 
-from salcap.video_info import local_file
+from salcap.video_crop import mp4_boxes
+from salcap.video_info import local_file, opened
 
 _TAIL_BYTES = 2**20  # behind the last packet, where the index of a file and then the head of another may be
 _ENTRIES, _MOST_BOXES = 256, 100_000
@@ -75,41 +75,19 @@ def another_file_follows(path: Any, format_name: str, last_byte: int) -> bool:
 
 
 def unreadable_from(path: Any) -> int | None:
-    """Where a second MP4 file begins whose fragments cannot be found any more; None if there is no such file.
+    """Find where a second MP4 file begins, if its fragments cannot be found any more; None otherwise.
 
     Fragments may state where their samples lie from the start of their own file (ISO/IEC 14496-12, section 8.8.7). In
     a second file that is wrong, and its samples would be read from the first one.
     """
     with suppress(OSError, ValueError), opened(path) as file:
-        place = 0
-        for number in range(_MOST_BOXES):
-            file.seek(place)
-            header = file.read(16)
-            if number and header[4:8] == b"ftyp":
-                file.seek(place)
+        for number, (kind, (start, _)) in enumerate(islice(mp4_boxes(file), _MOST_BOXES)):
+            if number and kind == b"ftyp":
+                file.seek(start)
                 content = file.read(_TAIL_BYTES)
                 track = content.find(b"tfhd")
-                return place if track >= 0 and content[track + 7] & 1 else None
-            length = int.from_bytes(header[:4], "big")
-            length = int.from_bytes(header[8:16], "big") if length == 1 else length
-            if len(header) < 16 or length < 8:
-                return None
-            place += length
+                return start - 8 if track >= 0 and content[track + 7] & 1 else None
     return None
-
-
-@contextmanager
-def opened(path: Any) -> Iterator[Any]:
-    """A file to read bytes of; a file object is left where it was."""
-    if hasattr(path, "read"):
-        place = path.tell()
-        try:
-            yield path
-        finally:
-            path.seek(place)
-    else:
-        with open(local_file(path), "rb") as file:
-            yield file
 
 
 class FirstBytes(io.RawIOBase):
@@ -134,7 +112,7 @@ class FirstBytes(io.RawIOBase):
         return int(self._file.seek(start + offset))
 
     def read(self, size: int = -1) -> bytes:
-        """Read as any file does, but nothing behind the first bytes."""
+        """Read as any file does, but nothing after the first bytes."""
         left = max(self._length - self.tell(), 0)
         return bytes(self._file.read(left if size < 0 else min(size, left)))
 

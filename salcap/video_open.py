@@ -11,13 +11,13 @@ from fractions import Fraction
 from inspect import iscoroutinefunction
 from itertools import islice
 from textwrap import shorten
-from typing import Any, BinaryIO, TypeAlias, cast
+from typing import Any, BinaryIO, TypeAlias
 
 import av
 from av.stream import Disposition
 
 from salcap.video_contents import HEAD_BYTES, describe_contents
-from salcap.video_info import FORMATS, local_file
+from salcap.video_info import FORMATS, local_file, opened
 
 # What PyAV raises on broken files; IndexError where a stream turns up late
 FAILURES = (av.FFmpegError, ArithmeticError, LookupError, MemoryError, OSError, ValueError)
@@ -102,12 +102,9 @@ def _check_file(file: Any) -> None:
 def contents_of(path: VideoPath) -> str | None:
     """What a file without a readable frame shows itself to be; None if it may be a video or cannot be read."""
     try:
-        if not hasattr(path, "read"):
-            with open(local_file(cast(str, path)), "rb") as opened:
-                return describe_contents(opened.read(HEAD_BYTES))
-        file = cast(BinaryIO, path)
-        file.seek(0)
-        return describe_contents(file.read(HEAD_BYTES))
+        with opened(path) as file:
+            file.seek(0)
+            return describe_contents(file.read(HEAD_BYTES))
     except (*FAILURES, AttributeError, TypeError):
         return None
 

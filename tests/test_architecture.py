@@ -86,6 +86,7 @@ SIDEWAYS = {
     ("__init__", "_transformers_hook"),
     ("__main__", "cli"),
     ("video_crop", "video_info"),
+    ("video_joined", "video_crop"),
     ("video_joined", "video_info"),
     ("video_open", "video_contents"),
     ("video_open", "video_info"),
