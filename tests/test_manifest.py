@@ -247,7 +247,11 @@ def test_a_column_beside_the_one_that_it_resembles_is_not_read(tmp_path: Path, c
         ("m.csv", "path,start,start_seconds\na,1,2\n", "columns 'start', 'start_seconds' are for the same thing"),
         ("m.csv", "path, path\na,b\n", "the columns 'path', 'path' are for the same thing"),
         ("m.csv", "path;start;end\na;1;2\n", "columns must be separated by commas, got 'path;start;end'"),
-        ("m.csv", "file,start\na,1\n", r"none of the columns 'file', 'start' contains it; allowed: path"),
+        (
+            "m.csv",
+            "file,start\na,1\n",
+            r"none of the columns 'file', 'start' contains it; allowed: path \(or video\), id, start",
+        ),
         ("m.csv", "path,start\na,b.mp4,1\n", "line 2 has 3 values for 2 columns"),
         ("m.jsonl", '{"path": "a", "start": true}\n', "line 1: start must be a number of seconds, got True"),
         ("m.jsonl", '["a"]\n', r"line 1: expected an object with a path, got \['a'\]"),
